@@ -1,0 +1,1 @@
+//! The door: what the user asked. One file a subcommand; it sees all rooms.

@@ -1,0 +1,9 @@
+//! Images into representations: networks, loss, optimisers, the loop, checkpoints. The only room that computes gradients.
+
+pub mod input;
+pub mod ops;
+pub mod optim;
+pub mod resnet;
+pub mod schedule;
+pub mod vicreg;
+pub mod weights;

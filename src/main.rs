@@ -1,0 +1,6 @@
+//! The binary: allocator, then the door.
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() {}
