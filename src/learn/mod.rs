@@ -1,6 +1,7 @@
 //! Images into representations: networks, loss, optimisers, the loop, checkpoints. The only room that computes gradients.
 
 pub mod input;
+pub mod norm;
 pub mod ops;
 pub mod optim;
 pub mod resnet;
