@@ -1,1 +1,308 @@
-//! TODO header
+//! Geometry and resampling: where a view lies in the image, and how that part becomes a square of `size` pixels.
+//!
+//! In: an RGB8 image and a box, or a shorter side for the evaluation's centre crop. Out: RGB8 of the asked size.
+//! Invariant: a crop sees no pixel outside its box, as Pillow's `crop().resize()`; geometry uses only IEEE operations
+//! that are the same on every CPU. Source: torchvision 0.29 (RandomResizedCrop, Resize, CenterCrop), Pillow's resampling
+//! (horizontal pass, rounding to 8 bits, vertical pass); convolution by fast_image_resize, 16-bit fixed-point weights.
+
+use super::view::Interpolation;
+use crate::data::{Rgb8, rng::Philox};
+use fast_image_resize::images::{CroppedImage, Image, ImageRef};
+use fast_image_resize::{FilterType, IntoImageView, PixelType, ResizeAlg, ResizeOptions, Resizer};
+
+/// A part of an image, pixels. It lies inside the image and is not empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CropBox {
+    /// First column.
+    pub left: u32,
+    /// First row.
+    pub top: u32,
+    /// Columns.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+}
+
+impl CropBox {
+    /// torchvision's `RandomResizedCrop.get_params`: ten tries of a uniform share of the area and a log-uniform aspect
+    /// ratio, then the largest centred box within the ratios. A try takes two draws, an accepted box two more.
+    pub fn draw(width: u32, height: u32, scale: [f64; 2], ratio: [f64; 2], rng: &mut Philox) -> Self {
+        let area = f64::from(width) * f64::from(height);
+        let (log_low, log_high) = (ln(ratio[0]), ln(ratio[1]));
+        for _ in 0..10 {
+            let target = area * rng.uniform_in(scale[0], scale[1]);
+            let aspect = exp(rng.uniform_in(log_low, log_high));
+            // Python rounds half to even. A float above u32::MAX saturates and is refused below.
+            let w = (target * aspect).sqrt().round_ties_even() as u32;
+            let h = (target / aspect).sqrt().round_ties_even() as u32;
+            if (1..=width).contains(&w) && (1..=height).contains(&h) {
+                let top = rng.below(height - h + 1);
+                let left = rng.below(width - w + 1);
+                return Self {
+                    left,
+                    top,
+                    width: w,
+                    height: h,
+                };
+            }
+        }
+        Self::fallback(width, height, ratio)
+    }
+
+    /// The box when ten tries failed: the whole image, cut in the middle to the nearest allowed aspect ratio.
+    pub fn fallback(width: u32, height: u32, ratio: [f64; 2]) -> Self {
+        let (w, h) = (f64::from(width), f64::from(height));
+        let (mut cut_w, mut cut_h) = (width, height);
+        if w / h < ratio[0] {
+            cut_h = (w / ratio[0]).round_ties_even() as u32;
+        } else if w / h > ratio[1] {
+            cut_w = (h * ratio[1]).round_ties_even() as u32;
+        }
+        // torchvision may round a side to 0 here and fail later; a box of ours has at least one pixel.
+        let (cut_w, cut_h) = (cut_w.clamp(1, width), cut_h.clamp(1, height));
+        Self {
+            left: (width - cut_w) / 2,
+            top: (height - cut_h) / 2,
+            width: cut_w,
+            height: cut_h,
+        }
+    }
+}
+
+/// Resamples; keeps its buffers from call to call.
+#[derive(Default)]
+pub struct Resampler {
+    resizer: Resizer,
+    /// Result of the horizontal pass.
+    between: Vec<u8>,
+    /// The evaluation's resized image before it is padded.
+    resized: Vec<u8>,
+}
+
+impl Resampler {
+    /// The box of `image`, resized to `width` x `height`, into `out` (`width * height * 3` bytes, RGB).
+    pub fn crop(
+        &mut self,
+        image: &Rgb8,
+        part: CropBox,
+        filter: Interpolation,
+        width: u32,
+        height: u32,
+        out: &mut [u8],
+    ) {
+        // The view hides what is outside the box; `ResizeOptions::crop` would let the filter read it.
+        let whole = source(image);
+        let part = CroppedImage::new(&whole, part.left, part.top, part.width, part.height).expect("the box is inside");
+        let (columns, rows) = (Span::all(part.width(), width), Span::all(part.height(), height));
+        resample(&mut self.resizer, &mut self.between, &part, columns, rows, filter, out);
+    }
+
+    /// torchvision's Resize(`resize`) and CenterCrop(`size`), into `out` (`size * size * 3` bytes, RGB): the shorter side becomes
+    /// `resize`, the longer one keeps the aspect ratio (rounded down); what the crop lacks is black.
+    ///
+    /// Only what the crop shows is resampled, so that a sliver of an image cannot ask for a huge buffer.
+    pub fn center(&mut self, image: &Rgb8, resize: u32, size: u32, filter: Interpolation, out: &mut [u8]) {
+        let (full_w, full_h) = resized_size(image.width, image.height, resize);
+        let (columns, x) = Span::center(image.width, full_w, size);
+        let (rows, y) = Span::center(image.height, full_h, size);
+        let whole = source(image);
+        if columns.to == size && rows.to == size {
+            return resample(&mut self.resizer, &mut self.between, &whole, columns, rows, filter, out);
+        }
+        let row_bytes = columns.to as usize * 3;
+        self.resized.resize(row_bytes * rows.to as usize, 0);
+        resample(
+            &mut self.resizer,
+            &mut self.between,
+            &whole,
+            columns,
+            rows,
+            filter,
+            &mut self.resized,
+        );
+        out.fill(0);
+        let out_rows = out.chunks_exact_mut(size as usize * 3).skip(y as usize);
+        for (to, from) in out_rows.zip(self.resized.chunks_exact(row_bytes)) {
+            to[x as usize * 3..][..row_bytes].copy_from_slice(from);
+        }
+    }
+}
+
+/// Size after torchvision's `Resize(short)`, (width, height). The long side is at least the short one.
+fn resized_size(width: u32, height: u32, short: u32) -> (u64, u64) {
+    let longer = |side: u32, other: u32| u64::from(short) * u64::from(side) / u64::from(other);
+    if width <= height {
+        (u64::from(short), longer(height, width))
+    } else {
+        (longer(width, height), u64::from(short))
+    }
+}
+
+/// One axis of a resampling: source pixels [`from`, `from + len`) become `to` pixels.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    from: f64,
+    len: f64,
+    to: u32,
+}
+
+impl Span {
+    /// A whole side of `len` pixels becomes `to` pixels.
+    fn all(len: u32, to: u32) -> Self {
+        Self {
+            from: 0.0,
+            len: f64::from(len),
+            to,
+        }
+    }
+
+    /// The middle `size` of the `full` pixels that a side of `len` pixels is resized to, and the offset in the crop at
+    /// which it begins (not 0 where the crop is larger).
+    fn center(len: u32, full: u64, size: u32) -> (Self, u32) {
+        if full <= u64::from(size) {
+            let full = full as u32;
+            return (Self::all(len, full), (size - full) / 2);
+        }
+        // CenterCrop rounds half to even. `full` is below 2^53: the float is exact.
+        let first = ((full - u64::from(size)) as f64 / 2.0).round_ties_even();
+        let scale = f64::from(len) / full as f64;
+        (
+            Self {
+                from: first * scale,
+                len: f64::from(size) * scale,
+                to: size,
+            },
+            0,
+        )
+    }
+
+    /// Nothing to filter: the pixels are copied.
+    fn is_copy(&self) -> bool {
+        f64::from(self.to) == self.len && self.from.fract() == 0.0
+    }
+}
+
+/// The separable resampling in Pillow's order: columns first, rounded to 8 bits, then rows. fast_image_resize would go the
+/// other way round in one call.
+fn resample(
+    resizer: &mut Resizer,
+    between: &mut Vec<u8>,
+    source: &impl IntoImageView,
+    columns: Span,
+    rows: Span,
+    filter: Interpolation,
+    out: &mut [u8],
+) {
+    if columns.is_copy() || rows.is_copy() {
+        return pass(resizer, source, columns, rows, filter, out);
+    }
+    let height = source.height();
+    between.resize(columns.to as usize * height as usize * 3, 0);
+    pass(resizer, source, columns, Span::all(height, height), filter, between);
+    let half = ImageRef::new(columns.to, height, between, PixelType::U8x3).expect("the buffer was sized above");
+    pass(resizer, &half, Span::all(columns.to, columns.to), rows, filter, out);
+}
+
+/// One call of fast_image_resize.
+fn pass(resizer: &mut Resizer, source: &impl IntoImageView, x: Span, y: Span, filter: Interpolation, out: &mut [u8]) {
+    let filter = match filter {
+        Interpolation::Bilinear => FilterType::Bilinear,
+        Interpolation::Bicubic => FilterType::CatmullRom,
+    };
+    // Here neighbours outside the span are meant to be read: a centre crop is cut after the resize.
+    let options = ResizeOptions::new()
+        .resize_alg(ResizeAlg::Convolution(filter))
+        .crop(x.from, y.from, x.len, y.len)
+        .use_alpha(false);
+    let mut target = Image::from_slice_u8(x.to, y.to, out, PixelType::U8x3).expect("the caller sized the buffer");
+    resizer
+        .resize(source, &mut target, &options)
+        .expect("same pixel type, span inside the source");
+}
+
+fn source(image: &Rgb8) -> ImageRef<'_> {
+    ImageRef::new(image.width, image.height, &image.pixels, PixelType::U8x3).expect("width * height * 3 bytes")
+}
+
+/// e^x for |x| below about 50, from additions and multiplications only: the system's `exp` may differ in the last bit
+/// from CPU to CPU, and a crop must not. Relative error below 1e-12.
+fn exp(x: f64) -> f64 {
+    // e^x = (e^(x/1024))^1024: Taylor to the seventh power, ten squarings.
+    let r = x / 1024.0;
+    let mut sum = 1.0;
+    for n in (1..=7).rev() {
+        sum = 1.0 + sum * r / f64::from(n);
+    }
+    (0..10).fold(sum, |power, _| power * power)
+}
+
+/// Natural logarithm likewise. Absolute error below 1e-12 for x in 1e-3..1e3.
+fn ln(x: f64) -> f64 {
+    // ln x = 1024 ln x^(1/1024) by ten square roots, then 2 artanh((m - 1) / (m + 1)).
+    let m = (0..10).fold(x, |root, _| root.sqrt());
+    let y = (m - 1.0) / (m + 1.0);
+    let square = y * y;
+    2048.0 * y * (1.0 + square * (1.0 / 3.0 + square * (1.0 / 5.0 + square / 7.0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_exp_and_ln_are_close_to_the_systems() {
+        for step in -300..=300 {
+            let x = f64::from(step) / 100.0;
+            assert!((exp(x) / x.exp() - 1.0).abs() < 1e-12, "exp {x}");
+            let y = x.exp();
+            assert!((ln(y) - x).abs() < 1e-12, "ln {y}");
+        }
+    }
+
+    #[test]
+    fn fallback_is_centred_and_never_empty() {
+        // Values of torchvision's formula, by hand: 100 / 0.75 = 133.3, (1000 - 133) / 2 = 433.
+        let ratio = [3.0 / 4.0, 4.0 / 3.0];
+        assert_eq!(
+            CropBox::fallback(100, 1000, ratio),
+            CropBox {
+                left: 0,
+                top: 433,
+                width: 100,
+                height: 133
+            }
+        );
+        assert_eq!(
+            CropBox::fallback(90, 80, ratio),
+            CropBox {
+                left: 0,
+                top: 0,
+                width: 90,
+                height: 80
+            }
+        );
+        assert_eq!(
+            CropBox::fallback(1, 1, [3.0, 4.0]),
+            CropBox {
+                left: 0,
+                top: 0,
+                width: 1,
+                height: 1
+            }
+        );
+    }
+
+    #[test]
+    fn a_sliver_needs_no_huge_buffer() {
+        let image = Rgb8 {
+            width: 1,
+            height: 40_000,
+            pixels: vec![77; 120_000],
+        };
+        let mut resampler = Resampler::default();
+        let mut out = vec![0; 64 * 64 * 3];
+        resampler.center(&image, 73, 64, Interpolation::Bicubic, &mut out);
+        assert!(out.iter().all(|&v| v == 77));
+        assert!(resampler.between.len() <= 64 * 40_000 * 3);
+    }
+}

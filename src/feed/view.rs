@@ -1,8 +1,27 @@
 //! The recipe of one view: parameters drawn first, then the passes. torchvision on Pillow is the pixel reference.
+//!
+//! In: a decoded image, a stream of draws. Out: RGB8 of `size` x `size`, written straight into the caller's buffer.
+//! Invariant: pixels depend on image, options and stream only, not on CPU, thread or what the scratch held before; an
+//! operation that was not drawn costs nothing. Sources: RECIPES of the official code and solo-learn, torchvision 0.29.
 
+mod check;
+mod params;
+#[cfg(test)]
+mod tests;
+
+pub use check::ViewsError;
+pub use params::{Jitter, Part, ViewParams};
+
+use super::blur::{self, BlurScratch};
+use super::color;
+use super::crop::Resampler;
 use crate::data::{Rgb8, rng::Philox};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+/// Changes whenever the same image, options and stream give other pixels, so that a run is not resumed with views that it
+/// did not begin with.
+pub const AUGMENTATION_VERSION: u32 = 1;
 
 /// `[views]`: what the trainer sees of an image.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -15,6 +34,7 @@ pub struct ViewsOptions {
     /// Standard deviation by channel that divides. Default ImageNet's.
     pub std: [f32; 3],
     /// One table: both views are drawn from it (the paper's and solo-learn's symmetric views). Two: one for each view.
+    /// Default: the official code's two.
     pub view: Vec<ViewOptions>,
 }
 
@@ -103,15 +123,133 @@ pub enum View {
 
 /// A worker's buffers, reused from sample to sample.
 #[derive(Default)]
-pub struct Scratch {/* private */}
+pub struct Scratch {
+    resampler: Resampler,
+    blur: BlurScratch,
+}
 
 impl View {
     /// Side of the view, pixels.
     pub fn size(&self) -> u32 {
-        todo!()
+        match self {
+            Self::Random { size, .. } | Self::Center { size, .. } => *size,
+        }
     }
+
     /// Draws parameters from `rng` and writes the view, RGB row-major, `size * size * 3` bytes, into `out`.
+    ///
+    /// Panics if `out` has another length, or if the image is empty or its buffer is not `width * height * 3` bytes.
     pub fn render(&self, image: &Rgb8, rng: &mut Philox, scratch: &mut Scratch, out: &mut [u8]) {
-        todo!()
+        match self {
+            Self::Random { options, size } => {
+                let params = options.draw(image.width, image.height, rng);
+                options.apply(image, &params, *size, scratch, out);
+            }
+            Self::Center {
+                resize,
+                size,
+                interpolation,
+            } => {
+                check_buffers(image, *size, out);
+                scratch.resampler.center(image, *resize, *size, *interpolation, out);
+            }
+        }
     }
+}
+
+impl ViewOptions {
+    /// The official code's second view: blur seldom, solarised now and then.
+    pub fn official_second() -> Self {
+        Self {
+            blur: 0.1,
+            solarize: 0.2,
+            ..Self::default()
+        }
+    }
+
+    /// Writes the view with the given parameters. Operations come in `order`; one that is not listed does not happen.
+    /// Panics as [`View::render`] does.
+    pub fn apply(&self, image: &Rgb8, params: &ViewParams, size: u32, scratch: &mut Scratch, out: &mut [u8]) {
+        check_buffers(image, size, out);
+        scratch
+            .resampler
+            .crop(image, params.crop, self.interpolation, size, size, out);
+        let side = size as usize;
+        for op in &self.order {
+            match (op, params) {
+                (Op::Flip, ViewParams { flip: true, .. }) => color::flip(out, side),
+                (
+                    Op::Jitter,
+                    ViewParams {
+                        jitter: Some(jitter), ..
+                    },
+                ) => jitter.apply(out),
+                (Op::Grey, ViewParams { grey: true, .. }) => color::grey(out),
+                (Op::Blur, ViewParams { blur: Some(sigma), .. }) => {
+                    blur::gaussian(out, side, side, *sigma, &mut scratch.blur);
+                }
+                (Op::Solarize, ViewParams { solarize: true, .. }) => color::solarize(out, self.solarize_threshold),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl ViewsOptions {
+    /// The two training views. Tables beyond the second, or none at all, are errors of [`ViewsOptions::validate`].
+    pub fn views(&self) -> [View; 2] {
+        let first = self.view.first().cloned().unwrap_or_default();
+        let second = self.view.get(1).unwrap_or(&first).clone();
+        [first, second].map(|options| View::Random {
+            options,
+            size: self.size,
+        })
+    }
+}
+
+impl Default for ViewsOptions {
+    fn default() -> Self {
+        Self {
+            size: 224,
+            mean: [0.485, 0.456, 0.406],
+            std: [0.229, 0.224, 0.225],
+            view: vec![ViewOptions::default(), ViewOptions::official_second()],
+        }
+    }
+}
+
+impl Default for ViewOptions {
+    fn default() -> Self {
+        Self {
+            order: vec![Op::Flip, Op::Jitter, Op::Grey, Op::Blur, Op::Solarize],
+            crop_scale: [0.08, 1.0],
+            crop_ratio: [3.0 / 4.0, 4.0 / 3.0],
+            interpolation: Interpolation::Bicubic,
+            flip: 0.5,
+            jitter: 0.8,
+            brightness: 0.4,
+            contrast: 0.4,
+            saturation: 0.2,
+            hue: 0.1,
+            grey: 0.2,
+            blur: 1.0,
+            blur_sigma: [0.1, 2.0],
+            solarize: 0.0,
+            solarize_threshold: 128,
+        }
+    }
+}
+
+fn check_buffers(image: &Rgb8, size: u32, out: &[u8]) {
+    assert!(image.width > 0 && image.height > 0, "an image has pixels");
+    assert_eq!(
+        image.pixels.len(),
+        image.width as usize * image.height as usize * 3,
+        "the image is RGB8"
+    );
+    assert_eq!(
+        out.len(),
+        size as usize * size as usize * 3,
+        "the view's buffer is size * size * 3 bytes"
+    );
 }

@@ -1,0 +1,1 @@
+//! Data sets written by pyarrow and by ourselves, whole and broken.
