@@ -5,11 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::plan::{Images, Plan};
 use super::{CliError, RecipeArgs, sheet};
-use crate::feed::{Batch, Feed, QuarantineState};
+use crate::feed::Feed;
 
 #[derive(Debug, Subcommand)]
 pub enum InspectCommand {
@@ -64,7 +63,7 @@ fn views(args: &ViewsArgs) -> Result<(), CliError> {
     let picture = sheet::draw(&loaded.recipe, &images.train, args.images, args.draws)?;
     let mut png = std::io::Cursor::new(Vec::new());
     picture.write_to(&mut png, image::ImageFormat::Png)?;
-    crate::data::store::write_bytes_atomic(&args.out, png.get_ref())?;
+    crate::data::store::write_bytes(&args.out, png.get_ref())?;
     eprintln!("wrote {} x {} pixels to `{}`", picture.width(), picture.height(), args.out.display());
     Ok(())
 }
@@ -82,23 +81,11 @@ fn batches(args: &BatchesArgs) -> Result<(), CliError> {
         plan.feed(recipe),
         &recipe.feed,
         args.start,
-        QuarantineState::default(),
     )?;
     let mut stdout = std::io::stdout().lock();
     for step in args.start..args.start.saturating_add(args.steps) {
         let Some(batch) = feed.next()? else { break };
-        writeln!(stdout, "step={step} pixels={:016x} keys={:016x}", xxh3_64(batch.pixels()), keys_digest(&batch))?;
+        writeln!(stdout, "step={step} pixels={:016x} keys={:016x}", batch.pixels_digest(), batch.keys_digest())?;
     }
     Ok(())
-}
-
-/// xxh3 of the keys' three numbers, little-endian, in batch order.
-fn keys_digest(batch: &Batch) -> u64 {
-    let mut hash = Xxh3::new();
-    for key in batch.keys() {
-        hash.update(&key.shard.0.to_le_bytes());
-        hash.update(&key.row_group.to_le_bytes());
-        hash.update(&key.row.to_le_bytes());
-    }
-    hash.digest()
 }

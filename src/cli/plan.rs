@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::CliError;
-use super::recipe::{LoadedRecipe, Recipe};
+use super::recipe::{LoadedRecipe, Recipe, RecipeError};
 use crate::data::sources::synthetic;
-use crate::data::{DataOptions, Dataset};
+use crate::data::{DataOptions, Dataset, Split};
 use crate::feed::view::AUGMENTATION_VERSION;
 use crate::feed::{FeedPlan, Passes};
 use crate::learn::run::Identity;
@@ -37,8 +37,13 @@ impl Images {
             test = Some(PathBuf::from(path));
         }
         let columns = options.columns();
-        let open = |path: &Path| Dataset::open(path, &columns).map(Arc::new);
-        let (train, test) = (open(&train)?, test.as_deref().map(open).transpose()?);
+        let open = |path: &Path, split| Dataset::open_split(path, &columns, split).map(Arc::new);
+        let (root, train) = (&train, open(&train, Split::Train)?);
+        let test = match &test {
+            Some(path) => Some(open(path, Split::HeldOut)?),
+            // The same folder's held-out shards, where its names tell them apart.
+            None => Some(open(root, Split::HeldOut)?).filter(|test| test.fingerprint() != train.fingerprint()),
+        };
         Ok(Self { train, test, name: options.path.clone() })
     }
 }
@@ -73,16 +78,17 @@ impl Plan {
     }
 
     /// The learning rate's schedule, with the warnings that its numbers deserve.
-    pub fn schedule(&self, recipe: &Recipe) -> (Schedule, Vec<String>) {
+    pub fn schedule(&self, recipe: &Recipe) -> Result<(Schedule, Vec<String>), CliError> {
+        let batch = u64::from(recipe.train.batch_size);
         let (schedule, warnings) =
-            Schedule::new(&recipe.schedule, recipe.train.batch_size, self.steps_per_epoch, self.total_steps);
-        (schedule, warnings.iter().map(ToString::to_string).collect())
+            Schedule::new(&recipe.schedule, batch, self.steps_per_epoch, self.total_steps).map_err(one_problem)?;
+        Ok((schedule, warnings.iter().map(ToString::to_string).collect()))
     }
 
     /// What the feed of a training run shall do.
     pub fn feed(&self, recipe: &Recipe) -> FeedPlan {
         FeedPlan {
-            passes: Passes::Shuffled,
+            passes: Passes::Shuffled { seed: recipe.train.seed },
             seed: recipe.train.seed,
             batch_size: recipe.train.batch_size,
             rank: 0,
@@ -130,8 +136,12 @@ impl Plan {
     }
 }
 
+fn one_problem(error: impl std::fmt::Display) -> RecipeError {
+    RecipeError::Invalid { problems: vec![error.to_string()] }
+}
+
 fn interpolation(recipe: &Recipe) -> String {
-    let value = serde_json::to_value(recipe.views.views()[0].interpolation()).expect("an enumeration is plain JSON");
+    let value = serde_json::to_value(recipe.views.view[0].interpolation).expect("an enumeration is plain JSON");
     value.as_str().unwrap_or_default().to_owned()
 }
 

@@ -59,7 +59,7 @@ struct Prepared {
 
 pub fn run(args: &TrainArgs) -> Result<(), CliError> {
     let prepared = prepare(args)?;
-    let (schedule, warnings) = prepared.plan.schedule(&prepared.loaded.recipe);
+    let (schedule, warnings) = prepared.plan.schedule(&prepared.loaded.recipe)?;
     plan::print(&prepared.loaded, &prepared.images, &prepared.plan, &warnings);
     if args.dry_run {
         return report_dry_run(&prepared);
@@ -153,10 +153,10 @@ fn drive(
     let mut feed = Feed::start(
         Arc::clone(&prepared.images.train),
         prepared.plan.feed(recipe),
-        &recipe.feed.for_cpu_training(),
+        &recipe.feed.beside_cpu_trainer(),
         trainer.step(),
-        quarantine,
     )?;
+    feed.restore_quarantine(quarantine);
     let mut observer = progress::observer(plan, trainer.step());
     let began = Instant::now();
     let outcome = trainer.run(&mut feed, run, &prepared.identity, plan, &stop, observer.as_mut())?;

@@ -31,6 +31,15 @@ pub struct DecodeOptions {
     pub apply_orientation: bool,
 }
 
+impl DecodeOptions {
+    /// What is out of range, one sentence each.
+    pub fn validate(&self) -> Vec<String> {
+        let limits = [("max_pixels", self.max_pixels), ("max_scans", self.max_scans.into()), ("max_bytes", self.max_bytes)];
+        let zero = limits.into_iter().filter(|(_, value)| *value == 0);
+        zero.map(|(key, _)| format!("decode.{key} is 0: every image would be rejected")).collect()
+    }
+}
+
 /// What to do with a damaged JPEG. (A damaged PNG or WebP is always rejected.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]

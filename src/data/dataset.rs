@@ -8,7 +8,9 @@ mod buffers;
 mod folder;
 mod footer;
 mod row_group;
+mod split;
 
+pub use split::Split;
 pub use row_group::RowGroup;
 
 use super::DataError;
@@ -87,7 +89,12 @@ pub struct Dataset {
 impl Dataset {
     /// Opens every `*.parquet` under `root` (recursively) by its footer. Hidden files, `*.tmp` and hidden folders are passed over.
     pub fn open(root: &Path, columns: &Columns) -> Result<Self, DataError> {
-        let names = folder::shards(root)?;
+        Self::open_split(root, columns, Split::All)
+    }
+
+    /// As [`Dataset::open`], the shards of one split only.
+    pub fn open_split(root: &Path, columns: &Columns, split: Split) -> Result<Self, DataError> {
+        let names = split.select(folder::shards(root)?);
         let mut shards = Vec::with_capacity(names.len());
         let mut opened = Vec::with_capacity(names.len());
         let mut hash = Xxh3::new();
@@ -144,6 +151,14 @@ impl Dataset {
     #[allow(clippy::len_without_is_empty)] // An empty data set is refused when it is opened.
     pub fn len(&self) -> u64 {
         self.samples
+    }
+
+    /// Every row group in key order: shard, row group, rows.
+    pub fn row_groups(&self) -> impl Iterator<Item = (ShardId, u32, u32)> {
+        self.shards.iter().enumerate().flat_map(|(shard, info)| {
+            let groups = info.row_groups.iter().enumerate();
+            groups.map(move |(group, rows)| (ShardId(shard as u32), group as u32, rows.rows))
+        })
     }
 
     /// Class names from the `huggingface` schema metadata, where present.

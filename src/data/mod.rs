@@ -5,6 +5,7 @@ pub mod dataset;
 pub mod error;
 pub mod ingest;
 pub mod manifest;
+pub mod options;
 pub mod shard;
 pub mod sources;
 pub mod store;
@@ -12,5 +13,6 @@ pub mod store;
 pub mod rng;
 
 pub use codec::{CodecError, DecodeOptions, Rgb8};
-pub use dataset::{Columns, Dataset, RowGroup, SampleKey, ShardId};
+pub use dataset::{Columns, Dataset, RowGroup, SampleKey, ShardId, Split};
 pub use error::DataError;
+pub use options::DataOptions;

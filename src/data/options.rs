@@ -13,8 +13,8 @@ pub struct DataOptions {
     /// folder). `--data` overrides it. Free to move: a run is tied to its data by their fingerprint.
     #[schemars(extend("x-kind" = "operational"))]
     pub path: String,
-    /// Folder with held-out images for evaluation. Without it (and for data other than `synthetic:shapes`, which has
-    /// its own) evaluation splits the training folder by a hash of the sample key.
+    /// Folder with held-out images for evaluation. Without it: the shards of `path` named `test` or `validation` (as Hugging
+    /// Face names splits; training leaves them out), else one image in five, by a hash of the sample key.
     #[schemars(extend("x-kind" = "operational"))]
     pub test: Option<String>,
     /// Column with the image: struct<bytes, path> or plain binary.

@@ -18,6 +18,11 @@ pub fn write_atomic<T>(path: &Path, write: impl FnOnce(&mut PendingFile) -> io::
     Ok(value)
 }
 
+/// Writes `bytes`, whole or not at all.
+pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
+    write_atomic(path, |file| file.write_all(bytes))
+}
+
 /// Writes `value` as indented JSON with a final newline, whole or not at all.
 pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), DataError> {
     write_atomic(path, |file| {

@@ -129,6 +129,26 @@ pub enum FeedError {
     Ended,
 }
 
+impl FeedError {
+    /// What the user can do about it.
+    pub fn hints(&self) -> Vec<String> {
+        match self {
+            Self::SmallerThanBatch { samples, .. } => {
+                vec![format!("use a smaller batch, such as `--set train.batch_size={}`", (samples / 2).max(2))]
+            }
+            Self::Memory { .. } => vec!["lower `feed.ring` or `train.batch_size`".to_owned()],
+            Self::Read { source, .. } => source.hints(),
+            Self::AllBad { .. } => vec!["look at `decode.max_pixels` and the other limits, or at the images".to_owned()],
+            Self::TooManyBad { .. } => vec![
+                "`quarantine.jsonl` in the run folder names each with its reason".to_owned(),
+                "raise `feed.max_bad_fraction` or `feed.max_bad` to go on all the same".to_owned(),
+            ],
+            Self::Panicked { .. } | Self::Abandoned => vec!["this is a bug of ours: please report it".to_owned()],
+            _ => Vec::new(),
+        }
+    }
+}
+
 /// For messages that need no more than the key.
 pub(crate) fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());

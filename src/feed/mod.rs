@@ -143,7 +143,8 @@ impl FeedOptions {
         }
     }
 
-    fn check(&self) -> Result<(), FeedError> {
+    /// Checks the ranges.
+    pub fn check(&self) -> Result<(), FeedError> {
         let refuse = |name, value: String, range| Err(FeedError::Option { name, value, range });
         if self.ring < 2 {
             return refuse("feed.ring", self.ring.to_string(), "2 or more");
@@ -190,7 +191,7 @@ impl Feed {
             samples: share.share as usize,
             view_bytes: side * side * 3,
         };
-        let slots = (0..options.ring).map(|_| memory.allocate(shape.slot_bytes as usize)).collect();
+        let slots: Result<Vec<_>, _> = (0..options.ring).map(|_| memory.allocate(shape.slot_bytes as usize)).collect();
         let slots: Vec<_> = slots.map_err(|source| FeedError::Memory {
             slots: options.ring,
             bytes: shape.slot_bytes,

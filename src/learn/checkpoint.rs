@@ -53,11 +53,12 @@ impl Checkpoint {
         let state = serde_json::to_vec_pretty(&self.state).expect("a state is plain JSON");
         let model = weights::to_safetensors(&self.model, &[]);
         let optimizer = weights::to_safetensors(&self.optimizer, &[]);
-        store::write_dir_atomic(&path, |dir| {
-            dir.write("model.safetensors", &model)?;
-            dir.write("optimizer.safetensors", &optimizer)?;
-            dir.write("state.json", &state)
-        })?;
+        let pending = store::PendingFolder::create(&path)?;
+        for (name, bytes) in [("model.safetensors", model), ("optimizer.safetensors", optimizer), ("state.json", state)] {
+            let file = pending.path().join(name);
+            std::fs::write(&file, bytes).map_err(|source| LearnError::io("write", &file, source))?;
+        }
+        pending.commit()?;
         for old in list(run)?.iter().rev().skip(keep) {
             std::fs::remove_dir_all(&old.1).map_err(|source| LearnError::io("remove", &old.1, source))?;
         }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::optim::StateError;
 use super::weights::WeightsError;
 use crate::data::DataError;
 use crate::feed::FeedError;
@@ -41,6 +42,14 @@ pub enum LearnError {
         path: PathBuf,
         /// What does not fit.
         source: WeightsError,
+    },
+    /// An optimiser's state does not fit.
+    #[error("cannot use the optimiser's state in `{}`", path.display())]
+    Optimizer {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What does not fit.
+        source: StateError,
     },
     /// A checkpoint was written by a version that means other things by it.
     #[error("the checkpoint `{}` has format {found}; this program reads format {known}", path.display())]

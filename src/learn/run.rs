@@ -111,12 +111,12 @@ impl RunFolder {
     pub fn begin(&self, identity: &Identity, recipe_toml: &str) -> Result<(), LearnError> {
         self.write_recipe(recipe_toml)?;
         let json = serde_json::to_vec_pretty(identity).expect("an identity is plain JSON");
-        Ok(store::write_bytes_atomic(&self.path.join("run.json"), &json)?)
+        Ok(store::write_bytes(&self.path.join("run.json"), &json)?)
     }
 
     /// Writes `recipe.toml`; on a resume operational keys may have changed.
     pub fn write_recipe(&self, recipe_toml: &str) -> Result<(), LearnError> {
-        Ok(store::write_bytes_atomic(&self.path.join("recipe.toml"), recipe_toml.as_bytes())?)
+        Ok(store::write_bytes(&self.path.join("recipe.toml"), recipe_toml.as_bytes())?)
     }
 
     /// Cuts both line files to what step `step` had seen.
@@ -185,7 +185,7 @@ fn cut(path: &Path, step: u64) -> Result<File, LearnError> {
             _ => {}
         }
     }
-    store::write_bytes_atomic(path, &kept)?;
+    store::write_bytes(path, &kept)?;
     append(path)
 }
 

@@ -23,7 +23,7 @@ use super::schedule::Schedule;
 use super::vicreg::{LossOptions, LossTerms, vicreg_loss};
 use super::weights;
 use crate::data::store;
-use crate::feed::{Batch, Feed};
+use crate::feed::{Batch, Feed, FeedError};
 
 /// A backend that the loop can train on.
 pub trait TrainAd: TrainOps + AutodiffBackend<InnerBackend: TrainOps> {}
@@ -115,7 +115,7 @@ impl<B: TrainAd> Trainer<B> {
     pub fn restore(mut self, checkpoint: Checkpoint, path: &std::path::Path) -> Result<Self, LearnError> {
         let broken = |source| LearnError::Weights { path: path.to_owned(), source };
         self.model = weights::load(self.model, checkpoint.model).map_err(broken)?;
-        self.optimizer.load_state(checkpoint.optimizer).map_err(broken)?;
+        self.optimizer.load_state(&self.model, checkpoint.optimizer).map_err(|source| LearnError::Optimizer { path: path.to_owned(), source })?;
         self.step = checkpoint.state.step;
         Ok(self)
     }
@@ -131,13 +131,13 @@ impl<B: TrainAd> Trainer<B> {
 
         // Phase 2, loss and gradients on the whole batch; a gather over ranks would come between the phases.
         let terms = vicreg_loss(z, z_prime, &self.loss);
-        let mut gradients = GradientsParams::from_grads(terms.loss.backward(), &self.model);
+        let gradients = GradientsParams::from_grads(terms.loss.backward(), &self.model);
 
         let lr = self.schedule.lr(self.step);
-        let model = self.optimizer.step(lr, self.model.clone(), &mut gradients);
+        let model = self.optimizer.step(lr, self.model.clone(), gradients);
         self.model = model.update_running(&stats).update_running(&stats_prime);
         self.step += 1;
-        StepTerms { step: self.step, lr, terms: terms.detach() }
+        StepTerms { step: self.step, lr, terms: LossTerms { loss: terms.loss.detach(), ..terms } }
     }
 
     /// Trains until the plan's end, its `stop_at`, or until `stop` is raised.
@@ -156,7 +156,7 @@ impl<B: TrainAd> Trainer<B> {
         let end = plan.stop_at.min(plan.total_steps);
         while self.step < end {
             let asked = Instant::now();
-            let batch = feed.next()?.expect("a training feed has no end");
+            let batch = next_batch(feed, run, self.step + 1)?;
             clock.waited += asked.elapsed();
             run.quarantine(self.step + 1, batch.rejects())?;
 
@@ -227,8 +227,21 @@ impl<B: TrainAd> Trainer<B> {
         };
         let path = checkpoint.save(run.path(), plan.keep_checkpoints)?;
         let encoder = weights::torchvision_safetensors(&self.model.backbone, self.step, &plan.encoder_metadata);
-        store::write_bytes_atomic(&run.path().join("encoder.safetensors"), &encoder)?;
+        store::write_bytes(&run.path().join("encoder.safetensors"), &encoder)?;
         Ok(path)
+    }
+}
+
+/// The next batch. Where the budget of bad samples is spent, those that spent it are written down first.
+fn next_batch(feed: &mut Feed, run: &mut RunFolder, step: u64) -> Result<Batch, LearnError> {
+    match feed.next() {
+        Ok(batch) => Ok(batch.expect("a training feed has no end")),
+        Err(error) => {
+            if let FeedError::TooManyBad { rejects, .. } = &error {
+                run.quarantine(step, rejects)?;
+            }
+            Err(error.into())
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use super::options::EvalOptions;
 use super::probe::Features;
 use crate::data::{Dataset, DecodeOptions, SampleKey};
 use crate::feed::view::{View, ViewsOptions};
-use crate::feed::{Batch, Feed, FeedOptions, FeedPlan, Passes, QuarantineState};
+use crate::feed::{Batch, Feed, FeedOptions, FeedPlan, Passes};
 use crate::learn::input::Normalizer;
 use crate::learn::norm::Mode;
 use crate::learn::ops::TrainOps;
@@ -148,6 +148,6 @@ impl Encoder {
             decode: self.decode.clone(),
             window_bytes: 64 << 20,
         };
-        Ok(Feed::start(Arc::clone(dataset), plan, &self.feed, 0, QuarantineState::default())?)
+        Ok(Feed::start(Arc::clone(dataset), plan, &self.feed, 0)?)
     }
 }

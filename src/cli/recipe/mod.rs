@@ -155,16 +155,18 @@ impl LoadedRecipe {
 impl Recipe {
     /// Every room's checks, then those between rooms. Returns warnings.
     fn check(&self) -> Result<Vec<String>, RecipeError> {
+        fn text(problem: impl std::fmt::Display) -> String {
+            problem.to_string()
+        }
         let mut problems = Vec::new();
         problems.extend(self.decode.validate());
-        problems.extend(self.order.validate());
-        problems.extend(self.feed.validate());
-        problems.extend(self.views.validate());
+        problems.extend(self.feed.check().err().map(text));
+        problems.extend(self.views.validate().into_iter().map(text));
         problems.extend(self.encoder.validate());
-        problems.extend(self.expander.validate());
-        problems.extend(self.loss.validate());
-        problems.extend(self.optimizer.validate());
-        problems.extend(self.schedule.validate());
+        problems.extend(self.expander.validate().err().map(text));
+        problems.extend(self.loss.validate(self.train.batch_size as usize).err().map(text));
+        problems.extend(self.optimizer.validate().err().map(text));
+        problems.extend(self.schedule.validate().err().map(text));
         problems.extend(self.train.validate());
         problems.extend(self.eval.validate());
         if problems.is_empty() { Ok(Vec::new()) } else { Err(RecipeError::Invalid { problems }) }
