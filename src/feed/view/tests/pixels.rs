@@ -149,9 +149,11 @@ struct Differences {
 /// Largest difference allowed. What is not listed is exact. fast_image_resize has 16-bit weights, Pillow 22-bit ones.
 fn allowed(group: &str) -> u8 {
     match group {
-        "resized crop bilinear" | "resized crop bicubic" | "centre" => 1,
-        // Behind a resize, a value next to the threshold is solarised or not, and hue magnifies near grey.
-        "chain" => 255,
+        "resized crop bilinear" | "centre" => 1,
+        // Negative weights add up the differences of the first pass.
+        "resized crop bicubic" => 2,
+        // What the resize left, magnified by the passes behind it.
+        "chain" => 3,
         _ => 0,
     }
 }
