@@ -123,6 +123,14 @@ pub enum DataError {
         /// Why.
         source: Cause,
     },
+    /// A `synthetic:` name that cannot be understood.
+    #[error("cannot understand `{name}`: {problem}")]
+    Synthetic {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The manifest contradicts the folder, or cannot be read.
     #[error("the manifest `{}` {problem}", path.display())]
     Manifest {
@@ -176,6 +184,7 @@ impl DataError {
             Self::Empty { .. } => one("ingest or download the data again"),
             Self::ReadRowGroup { .. } => one("the shard is damaged or has changed: write or download it again"),
             Self::Manifest { .. } => one("files were lost or changed since the ingest: run it again into a new folder"),
+            Self::Synthetic { .. } => one("for example `synthetic:shapes?train=4000&test=1000&seed=0`"),
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => one("free some disk space"),
             Self::Io { .. } | Self::NameNotUtf8 { .. } | Self::WriteShard { .. } => Vec::new(),
         }

@@ -21,7 +21,7 @@ pub fn shards(root: &Path) -> Result<Vec<String>, DataError> {
         Err(e) => return Err(DataError::io("open", root, e)),
     }
     let mut found = Found::default();
-    walk(root, "", &mut found)?;
+    walk(root, "", 0, &mut found)?;
     if found.shards.is_empty() {
         return Err(DataError::NoParquet {
             path: root.to_path_buf(),
@@ -38,7 +38,15 @@ struct Found {
     images: u64,
 }
 
-fn walk(folder: &Path, prefix: &str, found: &mut Found) -> Result<(), DataError> {
+fn walk(folder: &Path, prefix: &str, depth: u32, found: &mut Found) -> Result<(), DataError> {
+    // Links may make a circle; no data set is this deep.
+    if depth > 64 {
+        return Err(DataError::io(
+            "list",
+            folder,
+            std::io::Error::other("more than 64 folders deep"),
+        ));
+    }
     if folder.join(JOURNAL_FOLDER).is_dir() {
         return Err(DataError::Unfinished {
             path: folder.to_path_buf(),
@@ -58,7 +66,7 @@ fn walk(folder: &Path, prefix: &str, found: &mut Found) -> Result<(), DataError>
         };
         let name = file_name.to_str();
         match (is_folder, name) {
-            (true, Some(name)) => walk(&path, &format!("{prefix}{name}/"), found)?,
+            (true, Some(name)) => walk(&path, &format!("{prefix}{name}/"), depth + 1, found)?,
             (false, Some(name)) if name.ends_with(".parquet") => found.shards.push(format!("{prefix}{name}")),
             (false, Some(name)) => found.images += u64::from(crate::data::sources::is_image_name(name)),
             // An odd name matters only where a shard or a folder of shards bears it.

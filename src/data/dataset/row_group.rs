@@ -26,6 +26,8 @@ pub struct RowGroup {
     images: BinaryViewArray,
     paths: Option<ArrayRef>,
     labels: Option<ArrayRef>,
+    // The image chunk as it lies in the file, and where it starts there.
+    chunk: (u64, Bytes),
 }
 
 impl RowGroup {
@@ -43,6 +45,13 @@ impl RowGroup {
     pub fn image(&self, row: u32) -> Option<&[u8]> {
         let row = row as usize;
         (row < self.len() && self.images.is_valid(row)).then(|| self.images.value(row))
+    }
+
+    /// Where in the shard's file the bytes of `image` lie; `None` where it was inflated out of a compressed page, or copied.
+    pub(in crate::data) fn file_offset(&self, image: &[u8]) -> Option<u64> {
+        let (start, chunk) = &self.chunk;
+        let within = (image.as_ptr() as usize).checked_sub(chunk.as_ptr() as usize)?;
+        (within + image.len() <= chunk.len()).then_some(start + within as u64)
     }
 
     /// The row's `path`, where there is one.
@@ -87,6 +96,11 @@ pub fn read(path: &Path, bytes: u64, opened: &Opened, index: u32, pool: &Arc<Buf
         chunks.push((start, buffer.freeze()));
     }
     let rows = group.num_rows() as usize;
+    let image_at = leaves
+        .iter()
+        .position(|&leaf| leaf == opened.image_leaf)
+        .ok_or("no image column was read")?;
+    let chunk = chunks[image_at].clone();
     let chunks = Chunks {
         file_length: bytes,
         chunks,
@@ -97,7 +111,7 @@ pub fn read(path: &Path, bytes: u64, opened: &Opened, index: u32, pool: &Arc<Buf
     if batch.num_rows() != rows {
         return Err(format!("it holds {} rows, its footer says {rows}", batch.num_rows()).into());
     }
-    split(opened, &batch)
+    split(opened, &batch, chunk)
 }
 
 fn decode(opened: &Opened, chunks: Chunks, index: u32, rows: usize, leaves: Vec<usize>) -> Result<RecordBatch, Cause> {
@@ -113,7 +127,7 @@ fn decode(opened: &Opened, chunks: Chunks, index: u32, rows: usize, leaves: Vec<
     }
 }
 
-fn split(opened: &Opened, batch: &RecordBatch) -> Result<RowGroup, Cause> {
+fn split(opened: &Opened, batch: &RecordBatch, chunk: (u64, Bytes)) -> Result<RowGroup, Cause> {
     let column = |name: &str| {
         batch
             .column_by_name(name)
@@ -143,7 +157,12 @@ fn split(opened: &Opened, batch: &RecordBatch) -> Result<RowGroup, Cause> {
         }
         None => None,
     };
-    Ok(RowGroup { images, paths, labels })
+    Ok(RowGroup {
+        images,
+        paths,
+        labels,
+        chunk,
+    })
 }
 
 /// The column chunks of one row group, in memory, behind the file offsets that the Parquet library asks for.
