@@ -6,7 +6,10 @@
 //! Invariant: a result depends on its inputs alone, never on the number of threads.
 
 mod autodiff;
+mod conv;
 mod defaults;
+mod flex;
+mod gather;
 
 use burn::tensor::{Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
 
@@ -150,4 +153,5 @@ pub(crate) fn tensor<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> T
     Tensor::from_primitive(TensorPrimitive::Float(primitive))
 }
 
-impl TrainOps for burn_flex::Flex {}
+#[cfg(test)]
+mod tests;

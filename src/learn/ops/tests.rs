@@ -1,0 +1,127 @@
+//! The kernels against stock burn, against sums in f64, and against themselves on other numbers of threads.
+
+use super::{ConvArgs, NormSaved, TrainOps, conv2d, defaults, primitive, tensor};
+use burn::{
+    backend::{Autodiff, Flex},
+    tensor::{Distribution, Tensor, TensorData},
+};
+
+type Ad = Autodiff<Flex>;
+
+/// Values from an integer hash in [-1, 1): the same on every machine and in the Python fixture.
+fn hashed<const D: usize>(shape: [usize; D], salt: u32) -> Tensor<Flex, D> {
+    let count: usize = shape.iter().product();
+    let values: Vec<f32> = (0..count as u32)
+        .map(|i| {
+            let mut h = i.wrapping_mul(0x9E37_79B9) ^ salt.wrapping_mul(0x85EB_CA6B);
+            h = (h ^ (h >> 16)).wrapping_mul(0x7FEB_352D);
+            h = (h ^ (h >> 15)).wrapping_mul(0x846C_A68B);
+            h ^= h >> 16;
+            (h >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect();
+    Tensor::from_data(TensorData::new(values, shape), &Default::default())
+}
+
+fn floats<const D: usize>(tensor: Tensor<Flex, D>) -> Vec<f32> {
+    tensor.into_data().to_vec().unwrap()
+}
+
+/// Largest difference, as a share of the largest value.
+fn difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let largest = b.iter().fold(1e-20f32, |m, v| m.max(v.abs()));
+    a.iter().zip(b).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / largest
+}
+
+/// (N, Cin, H, W, Cout, Kh, Kw, stride, padding): strides 1-3, paddings 0-3, odd sizes, kernels that are not square,
+/// channels that fill no vector, several chunks, more taps than a panel slice.
+const SHAPES: [(usize, usize, usize, usize, usize, usize, usize, usize, usize); 14] = [
+    (2, 3, 8, 8, 16, 3, 3, 1, 1),
+    (3, 3, 17, 13, 5, 7, 7, 2, 3),
+    (2, 3, 10, 10, 64, 3, 3, 1, 2),
+    (2, 16, 9, 9, 32, 3, 3, 2, 1),
+    (2, 16, 8, 8, 33, 1, 1, 2, 0),
+    (1, 8, 7, 5, 70, 1, 1, 1, 0),
+    (40, 4, 4, 4, 130, 3, 3, 1, 1),
+    (2, 130, 6, 6, 20, 3, 3, 1, 1),
+    (2, 2, 11, 12, 3, 3, 5, 3, 2),
+    (3, 2, 6, 6, 3, 2, 2, 1, 0),
+    (1, 1, 5, 5, 1, 5, 5, 1, 0),
+    (1, 2, 5, 5, 4, 1, 1, 1, 2),
+    (9, 3, 40, 40, 8, 3, 3, 1, 1),
+    (2, 3, 6, 7, 4, 3, 3, 4, 1),
+];
+
+#[test]
+fn convolution_and_its_gradients_equal_stock_burn() {
+    for (i, (n, cin, h, w, cout, kh, kw, stride, padding)) in SHAPES.into_iter().enumerate() {
+        let args = ConvArgs { stride, padding };
+        let x = hashed([n, cin, h, w], i as u32);
+        let weight = hashed([cout, cin, kh, kw], 100 + i as u32);
+        let (px, pw) = (primitive(x), primitive(weight));
+        let ours = floats::<4>(tensor(Flex::conv(px.clone(), pw.clone(), args)));
+        let y = tensor::<Flex, 4>(defaults::conv::<Flex>(px.clone(), pw.clone(), args));
+        let grad = primitive(hashed(y.dims(), 200 + i as u32));
+        assert!(difference(&ours, &floats(y)) < 1e-5, "forward, shape {i}");
+
+        let ours = floats::<4>(tensor(Flex::conv_input_grad(px.clone(), pw.clone(), grad.clone(), args)));
+        let stock = floats::<4>(tensor(defaults::conv_input_grad::<Flex>(px.clone(), pw.clone(), grad.clone(), args)));
+        assert!(difference(&ours, &stock) < 1e-5, "input gradient, shape {i}");
+
+        let ours = floats::<4>(tensor(Flex::conv_weight_grad(px.clone(), pw.clone(), grad.clone(), args)));
+        let stock = floats::<4>(tensor(defaults::conv_weight_grad::<Flex>(px, pw, grad, args)));
+        assert!(difference(&ours, &stock) < 1e-5, "weight gradient, shape {i}");
+    }
+}
+
+/// Step of the target: ResNet-18's convolutions at 32x32, 128 images. `cargo test --lib conv_speed -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn conv_speed() {
+    let cpu = super::tests::cpu_seconds;
+    // (Cin, size, Cout, kernel, stride, how many of them)
+    let layers = [
+        (3, 32, 64, 3, 1, 1),
+        (64, 32, 64, 3, 1, 4),
+        (64, 32, 128, 3, 2, 1),
+        (64, 32, 128, 1, 2, 1),
+        (128, 16, 128, 3, 1, 3),
+        (128, 16, 256, 3, 2, 1),
+        (256, 8, 256, 3, 1, 3),
+        (256, 8, 512, 3, 2, 1),
+        (512, 4, 512, 3, 1, 3),
+    ];
+    let mut total = 0.0;
+    for (cin, size, cout, kernel, stride, times) in layers {
+        let args = ConvArgs { stride, padding: kernel / 2 };
+        let x = primitive(hashed([128, cin, size, size], 1));
+        let weight = primitive(hashed([cout, cin, kernel, kernel], 2));
+        let out = args.output(size, kernel);
+        let grad = primitive(hashed([128, cout, out, out], 3));
+        let gflop = 2e-9 * (128 * cout * out * out * cin * kernel * kernel) as f64;
+        let mut best = [f64::MAX; 3];
+        for _ in 0..3 {
+            let start = cpu();
+            let _ = Flex::conv(x.clone(), weight.clone(), args);
+            best[0] = best[0].min(cpu() - start);
+            let start = cpu();
+            let _ = Flex::conv_input_grad(x.clone(), weight.clone(), grad.clone(), args);
+            best[1] = best[1].min(cpu() - start);
+            let start = cpu();
+            let _ = Flex::conv_weight_grad(x.clone(), weight.clone(), grad.clone(), args);
+            best[2] = best[2].min(cpu() - start);
+        }
+        total += times as f64 * best.iter().sum::<f64>();
+        let rate = best.map(|s| gflop / s);
+        eprintln!("{cin:4} {size:3} {cout:4} k{kernel} s{stride}: CPU-s {best:.3?} GFLOP/s {rate:.1?}");
+    }
+    eprintln!("all convolutions of a step: {total:.2} CPU-s");
+}
+
+/// User and system seconds of this process so far (Linux; clock ticks of 10 ms).
+pub(crate) fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+}
