@@ -41,11 +41,21 @@ impl ConvShape {
     /// When the shapes contradict each other: a network that was put together wrongly.
     pub(super) fn new(x: &[usize], weight: &[usize], args: ConvArgs) -> Self {
         let (&[n, cin, h, w], &[cout, wcin, kh, kw]) = (x, weight) else {
-            panic!("convolution of a map of rank {} and a kernel of rank {}", x.len(), weight.len())
+            panic!(
+                "convolution of a map of rank {} and a kernel of rank {}",
+                x.len(),
+                weight.len()
+            )
         };
         assert_eq!(cin, wcin, "the map has {cin} channels, the kernel {wcin}");
         let output = [cout, args.output(h, kh), args.output(w, kw)];
-        Self { n, input: [cin, h, w], output, kernel: [kh, kw], args }
+        Self {
+            n,
+            input: [cin, h, w],
+            output,
+            kernel: [kh, kw],
+            args,
+        }
     }
 
     fn taps(&self) -> usize {
@@ -106,19 +116,39 @@ pub(super) fn forward(x: &[f32], weight: &[f32], shape: ConvShape) -> Vec<f32> {
     let (border, pixels, taps) = forward_gather(&shape);
     let places = (0..pixels.len() as u32).collect();
     let taps_count = taps.len();
-    let panels = pack(shape.output[0], taps_count, |channel, tap| weight[channel * taps_count + tap]);
-    run(x, border, &[Phase { pixels, places, taps, panels }], shape.output)
+    let panels = pack(shape.output[0], taps_count, |channel, tap| {
+        weight[channel * taps_count + tap]
+    });
+    run(
+        x,
+        border,
+        &[Phase {
+            pixels,
+            places,
+            taps,
+            panels,
+        }],
+        shape.output,
+    )
 }
 
 /// Borders, pixel bases and tap offsets of the forward convolution; the weight gradient gathers by the same lists.
 fn forward_gather(shape: &ConvShape) -> (Border, Vec<u32>, Vec<u32>) {
     let ConvArgs { stride, padding } = shape.args;
-    let border = Border { dims: shape.input, rows: (padding, padding), columns: (padding, padding) };
+    let border = Border {
+        dims: shape.input,
+        rows: (padding, padding),
+        columns: (padding, padding),
+    };
     let [_, ph, pw] = border.padded();
     let ([_, ho, wo], [kh, kw]) = (shape.output, shape.kernel);
-    let pixels = (0..ho).flat_map(|i| (0..wo).map(move |j| ((i * pw + j) * stride) as u32)).collect();
+    let pixels = (0..ho)
+        .flat_map(|i| (0..wo).map(move |j| ((i * pw + j) * stride) as u32))
+        .collect();
     let tap = |c: usize, i: usize, j: usize| (c * ph * pw + i * pw + j) as u32;
-    let taps = (0..shape.input[0]).flat_map(|c| (0..kh).flat_map(move |i| (0..kw).map(move |j| tap(c, i, j)))).collect();
+    let taps = (0..shape.input[0])
+        .flat_map(|c| (0..kh).flat_map(move |i| (0..kw).map(move |j| tap(c, i, j))))
+        .collect();
     (border, pixels, taps)
 }
 
@@ -133,7 +163,11 @@ fn pack(channels: usize, taps: usize, weight: impl Fn(usize, usize) -> f32 + Syn
         }
         (block, panel)
     };
-    Lanes::of_this_cpu().blocks(channels).into_par_iter().map(pack).collect()
+    Lanes::of_this_cpu()
+        .blocks(channels)
+        .into_par_iter()
+        .map(pack)
+        .collect()
 }
 
 /// Runs all phases over the batch, a few samples at a time.
@@ -141,14 +175,16 @@ fn run(source: &[f32], border: Border, phases: &[Phase], output: [usize; 3]) -> 
     let (arch, sample_in, sample_out) = (Arch::new(), volume(border.dims), volume(output));
     let mut out = vec![0.0; source.len() / sample_in * sample_out];
     let samples = CHUNK_PIXELS.div_ceil(output[1] * output[2]);
-    out.par_chunks_mut(samples * sample_out).zip(source.par_chunks(samples * sample_in)).for_each(|(out, source)| {
-        let mut scratch = Vec::new();
-        let source = border.apply(source, &mut scratch);
-        let stride = volume(border.padded()) as u32;
-        for phase in phases {
-            phase.run(arch, source, stride, out, output);
-        }
-    });
+    out.par_chunks_mut(samples * sample_out)
+        .zip(source.par_chunks(samples * sample_in))
+        .for_each(|(out, source)| {
+            let mut scratch = Vec::new();
+            let source = border.apply(source, &mut scratch);
+            let stride = volume(border.padded()) as u32;
+            for phase in phases {
+                phase.run(arch, source, stride, out, output);
+            }
+        });
     out
 }
 
@@ -159,14 +195,25 @@ impl Phase {
             return;
         }
         let samples = (out.len() / volume(output)) as u32;
-        let rows: Vec<u32> = (0..samples).flat_map(|s| self.pixels.iter().map(move |p| p + s * stride)).collect();
+        let rows: Vec<u32> = (0..samples)
+            .flat_map(|s| self.pixels.iter().map(move |p| p + s * stride))
+            .collect();
         let mut sums = Vec::new();
         for (index, rows) in rows.chunks(PIXEL_BLOCK).enumerate() {
             for (block, panel) in &self.panels {
                 sums.resize(rows.len() * block.width, 0.0);
                 let slices = self.taps.chunks(TAP_BLOCK).zip(panel.chunks(TAP_BLOCK * block.width));
                 for (k, (cols, panel)) in slices.enumerate() {
-                    Product { source, rows, cols, panel, block: *block, out: &mut sums, add: k > 0 }.run(arch);
+                    Product {
+                        source,
+                        rows,
+                        cols,
+                        panel,
+                        block: *block,
+                        out: &mut sums,
+                        add: k > 0,
+                    }
+                    .run(arch);
                 }
                 self.store(&sums, index * PIXEL_BLOCK, *block, out, output);
             }
@@ -200,24 +247,39 @@ pub(super) fn input_grad(grad: &[f32], weight: &[f32], shape: ConvShape) -> Vec<
     let ([cout, ho, wo], [cin, h, w], [kh, kw]) = (shape.output, shape.input, shape.kernel);
     let rows = Axis::new(h, ho, kh, shape.args);
     let columns = Axis::new(w, wo, kw, shape.args);
-    let border = Border { dims: shape.output, rows: rows.border, columns: columns.border };
+    let border = Border {
+        dims: shape.output,
+        rows: rows.border,
+        columns: columns.border,
+    };
     let [_, ph, pw] = border.padded();
     let mut phases = Vec::new();
     for row in &rows.phases {
         for column in &columns.phases {
             let pair = |from: &[usize], to: &[usize], pitch: usize| -> Vec<u32> {
-                from.iter().flat_map(|i| to.iter().map(move |j| (i * pitch + j) as u32)).collect()
+                from.iter()
+                    .flat_map(|i| to.iter().map(move |j| (i * pitch + j) as u32))
+                    .collect()
             };
-            let kernel: Vec<(usize, usize)> =
-                row.taps.iter().flat_map(|a| column.taps.iter().map(move |b| (a.0 * kw + b.0, a.1 * pw + b.1))).collect();
-            let taps =
-                (0..cout).flat_map(|c| kernel.iter().map(move |(_, offset)| (c * ph * pw + offset) as u32)).collect::<Vec<_>>();
+            let kernel: Vec<(usize, usize)> = row
+                .taps
+                .iter()
+                .flat_map(|a| column.taps.iter().map(move |b| (a.0 * kw + b.0, a.1 * pw + b.1)))
+                .collect();
+            let taps = (0..cout)
+                .flat_map(|c| kernel.iter().map(move |(_, offset)| (c * ph * pw + offset) as u32))
+                .collect::<Vec<_>>();
             let panels = pack(cin, taps.len(), |channel, tap| {
                 let (c, (k, _)) = (tap / kernel.len(), kernel[tap % kernel.len()]);
                 weight[(c * cin + channel) * kh * kw + k]
             });
             let pixels = pair(&row.bases(), &column.bases(), pw);
-            phases.push(Phase { pixels, places: pair(&row.places, &column.places, w), taps, panels });
+            phases.push(Phase {
+                pixels,
+                places: pair(&row.places, &column.places, w),
+                taps,
+                panels,
+            });
         }
     }
     run(grad, border, &phases, shape.input)
@@ -258,7 +320,10 @@ impl Axis {
                 })
                 .collect(),
         });
-        Self { border: (before, (highest + 1).saturating_sub(output)), phases: phases.collect() }
+        Self {
+            border: (before, (highest + 1).saturating_sub(output)),
+            phases: phases.collect(),
+        }
     }
 }
 
@@ -270,7 +335,13 @@ pub(super) fn weight_grad(x: &[f32], grad: &[f32], shape: ConvShape) -> Vec<f32>
     let (sample_in, sample_out) = (volume(shape.input), volume(shape.output));
     let parts = (shape.n * pixels.len() / 8192).clamp(1, WEIGHT_PARTS);
     let samples = shape.n.div_ceil(parts).max(1);
-    let gather = Gather { arch: Arch::new(), border, pixels, taps, blocks };
+    let gather = Gather {
+        arch: Arch::new(),
+        border,
+        pixels,
+        taps,
+        blocks,
+    };
     let sums: Vec<Vec<f32>> = x
         .par_chunks(samples * sample_in)
         .zip(grad.par_chunks(samples * sample_out))
@@ -308,11 +379,15 @@ impl Gather {
         let channels: usize = self.blocks.iter().map(|b| b.channels).sum();
         let samples = (PIXELS / plane).max(1);
         let (mut scratch, mut lanes) = (Vec::new(), Vec::new());
-        for (x, grad) in x.chunks(samples * sample_in).zip(grad.chunks(samples * channels * plane)) {
+        for (x, grad) in x
+            .chunks(samples * sample_in)
+            .zip(grad.chunks(samples * channels * plane))
+        {
             let source = self.border.apply(x, &mut scratch);
             let count = grad.len() / (channels * plane);
-            let all: Vec<u32> =
-                (0..count).flat_map(|s| self.pixels.iter().map(move |p| p + (s * padded) as u32)).collect();
+            let all: Vec<u32> = (0..count)
+                .flat_map(|s| self.pixels.iter().map(move |p| p + (s * padded) as u32))
+                .collect();
             let step = if count == 1 { PIXELS } else { all.len() };
             for (index, cols) in all.chunks(step).enumerate() {
                 let mut rest = &mut *sums;
@@ -329,9 +404,21 @@ impl Gather {
     /// `sums[tap] += sum over pixels of source[tap + pixel] lanes[pixel]`, many taps at a time on as many threads as there are.
     fn add(&self, source: &[f32], cols: &[u32], panel: &[f32], block: Block, sums: &mut [f32]) {
         const TAPS: usize = 48;
-        self.taps.par_chunks(TAPS).zip(sums.par_chunks_mut(TAPS * block.width)).for_each(|(rows, out)| {
-            Product { source, rows, cols, panel, block, out, add: true }.run(self.arch);
-        });
+        self.taps
+            .par_chunks(TAPS)
+            .zip(sums.par_chunks_mut(TAPS * block.width))
+            .for_each(|(rows, out)| {
+                Product {
+                    source,
+                    rows,
+                    cols,
+                    panel,
+                    block,
+                    out,
+                    add: true,
+                }
+                .run(self.arch);
+            });
     }
 
     /// Sums by block, `[taps, width]`, as a kernel `[Cout, taps]`.
@@ -342,7 +429,11 @@ impl Gather {
         for block in &self.blocks {
             let (mine, others) = rest.split_at(taps * block.width);
             rest = others;
-            for (channel, row) in kernel[block.first * taps..].chunks_exact_mut(taps).take(block.channels).enumerate() {
+            for (channel, row) in kernel[block.first * taps..]
+                .chunks_exact_mut(taps)
+                .take(block.channels)
+                .enumerate()
+            {
                 for (value, lanes) in row.iter_mut().zip(mine.chunks_exact(block.width)) {
                     *value = lanes[channel];
                 }

@@ -24,7 +24,10 @@ impl Lanes {
             type Output = Lanes;
             #[inline(always)]
             fn with_simd<S: Simd>(self, _simd: S) -> Lanes {
-                Lanes { vector: S::F32_LANES, most: if S::REGISTER_COUNT >= 32 { 4 } else { 2 } }
+                Lanes {
+                    vector: S::F32_LANES,
+                    most: if S::REGISTER_COUNT >= 32 { 4 } else { 2 },
+                }
             }
         }
         Arch::new().dispatch(Ask)
@@ -38,7 +41,12 @@ impl Lanes {
             let left = (channels - first).div_ceil(self.vector);
             let vectors = if left > 2 && self.most == 4 { 4 } else { left.min(2) };
             let width = vectors * self.vector;
-            blocks.push(Block { first, channels: width.min(channels - first), width, vectors });
+            blocks.push(Block {
+                first,
+                channels: width.min(channels - first),
+                width,
+                vectors,
+            });
             first += width;
         }
         blocks

@@ -6,6 +6,7 @@
 //! Invariant: a result depends on its inputs alone, never on the number of threads.
 
 mod autodiff;
+mod batch_norm;
 mod conv;
 mod defaults;
 mod flex;
@@ -64,6 +65,8 @@ pub struct NormSaved<B: Backend> {
     pub variance: FloatTensor<B>,
     /// Added to the variance.
     pub epsilon: f64,
+    /// Whether a residual was added, whose gradient is wanted.
+    pub residual: bool,
 }
 
 /// Gradients of batch norm's inputs.
@@ -75,8 +78,8 @@ pub struct NormGrads<B: Backend> {
     pub gamma: FloatTensor<B>,
     /// Of the shift, `[C]`.
     pub beta: FloatTensor<B>,
-    /// Of the residual: the gradient behind the rectifier.
-    pub residual: FloatTensor<B>,
+    /// Of the residual, if there was one: the gradient behind the rectifier.
+    pub residual: Option<FloatTensor<B>>,
 }
 
 /// A backend that trains our networks. `x` is `[N, Cin, H, W]`, a kernel `[Cout, Cin, Kh, Kw]`, an output

@@ -1,9 +1,9 @@
 //! The kernels against stock burn, against sums in f64, and against themselves on other numbers of threads.
 
-use super::{ConvArgs, NormSaved, TrainOps, conv2d, defaults, primitive, tensor};
+use super::{ConvArgs, NormSaved, TrainOps, defaults, primitive, tensor};
 use burn::{
     backend::{Autodiff, Flex},
-    tensor::{Distribution, Tensor, TensorData},
+    tensor::{Tensor, TensorData},
 };
 
 type Ad = Autodiff<Flex>;
@@ -65,13 +65,168 @@ fn convolution_and_its_gradients_equal_stock_burn() {
         let grad = primitive(hashed(y.dims(), 200 + i as u32));
         assert!(difference(&ours, &floats(y)) < 1e-5, "forward, shape {i}");
 
-        let ours = floats::<4>(tensor(Flex::conv_input_grad(px.clone(), pw.clone(), grad.clone(), args)));
-        let stock = floats::<4>(tensor(defaults::conv_input_grad::<Flex>(px.clone(), pw.clone(), grad.clone(), args)));
+        let ours = floats::<4>(tensor(Flex::conv_input_grad(
+            px.clone(),
+            pw.clone(),
+            grad.clone(),
+            args,
+        )));
+        let stock = floats::<4>(tensor(defaults::conv_input_grad::<Flex>(
+            px.clone(),
+            pw.clone(),
+            grad.clone(),
+            args,
+        )));
         assert!(difference(&ours, &stock) < 1e-5, "input gradient, shape {i}");
 
-        let ours = floats::<4>(tensor(Flex::conv_weight_grad(px.clone(), pw.clone(), grad.clone(), args)));
+        let ours = floats::<4>(tensor(Flex::conv_weight_grad(
+            px.clone(),
+            pw.clone(),
+            grad.clone(),
+            args,
+        )));
         let stock = floats::<4>(tensor(defaults::conv_weight_grad::<Flex>(px, pw, grad, args)));
         assert!(difference(&ours, &stock) < 1e-5, "weight gradient, shape {i}");
+    }
+}
+
+/// Shapes of batch norm: rows, odd planes, planes that fill lanes, more samples than chunks.
+const NORMS: [&[usize]; 5] = [&[6, 5], &[300, 200], &[3, 4, 5, 5], &[70, 16, 8, 8], &[2, 64, 32, 32]];
+
+fn flat(t: burn::tensor::ops::FloatTensor<Flex>) -> Vec<f32> {
+    t.into_data().to_vec().unwrap()
+}
+
+/// A tensor of any rank as a primitive.
+fn shaped(shape: &[usize], salt: u32) -> burn::tensor::ops::FloatTensor<Flex> {
+    let values = floats(hashed([shape.iter().product()], salt));
+    // Off centre and wide, so that mean and variance matter.
+    let values = values.iter().map(|v| 3.0 * v + 2.0).collect();
+    burn_flex::FlexTensor::from_data(TensorData::new(values, shape.to_vec()))
+}
+
+#[test]
+fn batch_norm_and_its_gradients_equal_stock_burn() {
+    for shape in NORMS {
+        for (residual, relu) in [(false, false), (false, true), (true, true), (true, false)] {
+            let c = [shape[1]];
+            let (x, gamma, beta) = (shaped(shape, 1), shaped(&c, 2), shaped(&c, 3));
+            let added = residual.then(|| shaped(shape, 4));
+            let ours = Flex::norm(x.clone(), gamma.clone(), beta.clone(), added.clone(), relu, 1e-5);
+            let stock = defaults::norm::<Flex>(x.clone(), gamma.clone(), beta, added, relu, 1e-5);
+            let grad = shaped(shape, 5);
+            let saved = NormSaved {
+                input: x,
+                rectified: relu.then(|| stock.output.clone()),
+                gamma,
+                mean: stock.mean.clone(),
+                variance: stock.variance.clone(),
+                epsilon: 1e-5,
+                residual,
+            };
+            let grads = Flex::norm_grad(saved.clone(), grad.clone());
+            let stock_grads = defaults::norm_grad::<Flex>(saved, grad);
+            let mut pairs = vec![
+                (ours.output, stock.output),
+                (ours.mean, stock.mean),
+                (ours.variance, stock.variance),
+                (grads.input, stock_grads.input),
+                (grads.gamma, stock_grads.gamma),
+                (grads.beta, stock_grads.beta),
+            ];
+            assert_eq!(grads.residual.is_some(), residual);
+            pairs.extend(grads.residual.zip(stock_grads.residual));
+            for (what, (ours, stock)) in pairs.into_iter().enumerate() {
+                let difference = difference(&flat(ours), &flat(stock));
+                assert!(
+                    difference < 1e-5,
+                    "{shape:?} residual {residual} relu {relu}: output {what} by {difference}"
+                );
+            }
+        }
+    }
+}
+
+/// The whole graph: convolution, batch norm, rectifier, residual, through burn's autodiff, against the stock operations.
+#[test]
+fn autodiff_gives_the_gradients_of_stock_burn() {
+    let leaf = |t: Tensor<Flex, 4>| Tensor::<Ad, 4>::from_inner(t).require_grad();
+    let channels = |salt| Tensor::<Ad, 1>::from_inner(hashed([6], salt)).require_grad();
+    let args = ConvArgs { stride: 1, padding: 1 };
+    let run = |ours: bool| {
+        let (x, w) = (leaf(hashed([3, 6, 7, 7], 1)), leaf(hashed([6, 6, 3, 3], 2)));
+        let (gamma, beta) = (channels(3), channels(4));
+        let (px, pw, pg, pb) = (
+            primitive(x.clone()),
+            primitive(w.clone()),
+            primitive(gamma.clone()),
+            primitive(beta.clone()),
+        );
+        let (h, y) = if ours {
+            let h = Ad::conv(px.clone(), pw, args);
+            (h.clone(), Ad::norm(h, pg, pb, Some(px), true, 1e-5).output)
+        } else {
+            let h = defaults::conv::<Ad>(px.clone(), pw, args);
+            (h.clone(), defaults::norm::<Ad>(h, pg, pb, Some(px), true, 1e-5).output)
+        };
+        // The map is used twice, so that its gradients must add up.
+        let loss = (tensor::<Ad, 4>(y).powi_scalar(2) + tensor::<Ad, 4>(h)).sum();
+        let grads = loss.backward();
+        [
+            floats(x.grad(&grads).unwrap()),
+            floats(w.grad(&grads).unwrap()),
+            floats(gamma.grad(&grads).unwrap()),
+            floats(beta.grad(&grads).unwrap()),
+        ]
+    };
+    for (what, (ours, stock)) in run(true).iter().zip(run(false)).enumerate() {
+        let difference = difference(ours, &stock);
+        assert!(difference < 2e-5, "gradient {what} by {difference}");
+    }
+}
+
+#[test]
+fn threads_change_no_bit() {
+    let args = ConvArgs { stride: 1, padding: 1 };
+    let all = || {
+        let (x, w) = (
+            primitive(hashed([70, 20, 16, 16], 1)),
+            primitive(hashed([70, 20, 3, 3], 2)),
+        );
+        let y = Flex::conv(x.clone(), w.clone(), args);
+        let grad = primitive(hashed([70, 70, 16, 16], 3));
+        let normed = Flex::norm(y.clone(), shaped(&[70], 4), shaped(&[70], 5), None, true, 1e-5);
+        let saved = NormSaved {
+            input: y.clone(),
+            rectified: Some(normed.output.clone()),
+            gamma: shaped(&[70], 4),
+            mean: normed.mean,
+            variance: normed.variance,
+            epsilon: 1e-5,
+            residual: false,
+        };
+        let grads = Flex::norm_grad(saved, grad.clone());
+        let parts = [
+            y,
+            Flex::conv_input_grad(x.clone(), w.clone(), grad.clone(), args),
+            Flex::conv_weight_grad(x, w, grad, args),
+            normed.output,
+            grads.input,
+            grads.gamma,
+            grads.beta,
+        ];
+        parts.map(|t| flat(t).iter().map(|v| v.to_bits()).collect::<Vec<_>>())
+    };
+    let on = |threads| {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap()
+            .install(all)
+    };
+    let one = on(1);
+    for threads in [2, 7] {
+        assert!(on(threads) == one, "{threads} threads");
     }
 }
 
@@ -94,7 +249,10 @@ fn conv_speed() {
     ];
     let mut total = 0.0;
     for (cin, size, cout, kernel, stride, times) in layers {
-        let args = ConvArgs { stride, padding: kernel / 2 };
+        let args = ConvArgs {
+            stride,
+            padding: kernel / 2,
+        };
         let x = primitive(hashed([128, cin, size, size], 1));
         let weight = primitive(hashed([cout, cin, kernel, kernel], 2));
         let out = args.output(size, kernel);
