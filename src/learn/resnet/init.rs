@@ -27,9 +27,13 @@ impl Init {
     fn distribution(self, stem: bool, [filters, inputs, kh, kw]: [usize; 4]) -> Distribution {
         let area = (kh * kw) as f64;
         if self == Self::Pytorch || (self == Self::SoloLearn && stem) {
-            return Distribution::Uniform { bound: 1.0 / (inputs as f64 * area).sqrt() };
+            return Distribution::Uniform {
+                bound: 1.0 / (inputs as f64 * area).sqrt(),
+            };
         }
-        Distribution::Normal { deviation: (2.0 / (filters as f64 * area)).sqrt() }
+        Distribution::Normal {
+            deviation: (2.0 / (filters as f64 * area)).sqrt(),
+        }
     }
 
     /// Weights of shape `[filters, inputs, kernel, kernel]`. `position` numbers the parameters of the whole model, so that no

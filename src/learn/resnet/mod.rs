@@ -139,7 +139,10 @@ impl BlockPlan {
                 (self.planes, self.outputs, 1, 1),
             ]
         } else {
-            vec![(self.inputs, self.planes, 3, self.stride), (self.planes, self.outputs, 3, 1)]
+            vec![
+                (self.inputs, self.planes, 3, self.stride),
+                (self.planes, self.outputs, 3, 1),
+            ]
         };
         if self.projects() {
             list.push((self.inputs, self.outputs, 1, self.stride));
@@ -214,7 +217,13 @@ impl ResNetOptions {
             let block = |block: usize| {
                 let stride = if stage > 0 && block == 0 { 2 } else { 1 };
                 let outputs = planes * expansion;
-                let plan = BlockPlan { inputs, planes, outputs, stride, bottleneck: self.bottleneck() };
+                let plan = BlockPlan {
+                    inputs,
+                    planes,
+                    outputs,
+                    stride,
+                    bottleneck: self.bottleneck(),
+                };
                 inputs = outputs;
                 plan
             };
@@ -231,7 +240,10 @@ impl ResNetOptions {
 
     /// Parameters, operations and memory for images of `size` x `size` pixels.
     pub fn cost(&self, size: usize) -> Cost {
-        let mut cost = Cost { activation_bytes: 4 * 3 * (size * size) as u64, ..Cost::default() };
+        let mut cost = Cost {
+            activation_bytes: 4 * 3 * (size * size) as u64,
+            ..Cost::default()
+        };
         let mut convolution = |inputs: usize, outputs: usize, kernel: usize, side: usize| {
             let weights = inputs * outputs * kernel * kernel;
             cost.parameters += (weights + 2 * outputs) as u64;

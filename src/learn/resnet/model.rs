@@ -27,14 +27,25 @@ impl<B: Backend> Conv2d<B> {
         let weights = init.weights(stem, shape, draws.seed, *draws.position);
         *draws.position += 1;
         let weight = Param::from_data(TensorData::new(weights, shape), draws.device);
-        Self { weight, stride: args.stride, padding: args.padding }
+        Self {
+            weight,
+            stride: args.stride,
+            padding: args.padding,
+        }
     }
 }
 
 impl<B: TrainOps> Conv2d<B> {
     /// `[N, inputs, H, W]` -> `[N, filters, H', W']`.
     pub fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
-        conv2d(x, self.weight.val(), ConvArgs { stride: self.stride, padding: self.padding })
+        conv2d(
+            x,
+            self.weight.val(),
+            ConvArgs {
+                stride: self.stride,
+                padding: self.padding,
+            },
+        )
     }
 }
 
@@ -66,20 +77,38 @@ pub struct Block<B: Backend> {
 
 impl<B: Backend> Block<B> {
     fn new(plan: &BlockPlan, options: &ResNetOptions, draws: &mut Draws<'_, B>) -> Self {
-        let mut layers = plan.convolutions().into_iter().map(|(inputs, outputs, kernel, stride)| {
-            let args = ConvArgs { stride, padding: kernel / 2 };
-            let conv = Conv2d::new([outputs, inputs, kernel, kernel], args, options.init, false, draws);
-            (conv, BatchNorm::new(outputs, draws.device))
-        });
+        let mut layers = plan
+            .convolutions()
+            .into_iter()
+            .map(|(inputs, outputs, kernel, stride)| {
+                let args = ConvArgs {
+                    stride,
+                    padding: kernel / 2,
+                };
+                let conv = Conv2d::new([outputs, inputs, kernel, kernel], args, options.init, false, draws);
+                (conv, BatchNorm::new(outputs, draws.device))
+            });
         let mut next = || layers.next().expect("a plan has as many convolutions as its block");
         let ((conv1, bn1), (conv2, mut bn2)) = (next(), next());
-        let (conv3, mut bn3) = if plan.bottleneck { Some(next()).unzip() } else { (None, None) };
+        let (conv3, mut bn3) = if plan.bottleneck {
+            Some(next()).unzip()
+        } else {
+            (None, None)
+        };
         let downsample = plan.projects().then(next);
         if options.zero_init_residual {
             let last: &mut BatchNorm<B> = bn3.as_mut().unwrap_or(&mut bn2);
             last.weight = Param::from_tensor(Tensor::zeros([last.channels()], draws.device));
         }
-        Self { conv1, bn1, conv2, bn2, conv3, bn3, downsample }
+        Self {
+            conv1,
+            bn1,
+            conv2,
+            bn2,
+            conv3,
+            bn3,
+            downsample,
+        }
     }
 
     /// The block with each batch norm replaced, in the order in which [`Block::forward`] visits them.
@@ -147,7 +176,15 @@ impl<B: Backend> ResNet<B> {
         let mut stage = || stages.next().unwrap_or_default();
         let (layer1, layer2, layer3, layer4) = (stage(), stage(), stage(), stage());
         let pools = options.stem.pools();
-        Self { conv1, bn1: BatchNorm::new(filters, device), layer1, layer2, layer3, layer4, pools }
+        Self {
+            conv1,
+            bn1: BatchNorm::new(filters, device),
+            layer1,
+            layer2,
+            layer3,
+            layer4,
+            pools,
+        }
     }
 
     fn stages(&self) -> [&Vec<Block<B>>; 4] {
@@ -157,7 +194,9 @@ impl<B: Backend> ResNet<B> {
     /// Values of a representation.
     pub fn representation_dim(&self) -> usize {
         let last = self.stages().into_iter().flatten().last();
-        last.map_or(self.bn1.channels(), |block| block.bn3.as_ref().unwrap_or(&block.bn2).channels())
+        last.map_or(self.bn1.channels(), |block| {
+            block.bn3.as_ref().unwrap_or(&block.bn2).channels()
+        })
     }
 
     /// Trained values: all but the running statistics.
@@ -172,9 +211,7 @@ impl<B: Backend> ResNet<B> {
 
     /// Batch norms, which is how many statistics a training pass pushes.
     pub fn norms(&self) -> usize {
-        let block = |block: &Block<B>| {
-            2 + usize::from(block.bn3.is_some()) + usize::from(block.downsample.is_some())
-        };
+        let block = |block: &Block<B>| 2 + usize::from(block.bn3.is_some()) + usize::from(block.downsample.is_some());
         1 + self.stages().into_iter().flatten().map(block).sum::<usize>()
     }
 
