@@ -4,6 +4,7 @@
 //! computed.
 
 use super::{ConvArgs, NormSaved, Normed, TrainOps};
+use crate::learn::input::Normalize;
 use burn::tensor::{backend::AutodiffBackend, ops::FloatTensor};
 use burn_autodiff::{
     Autodiff, NodeId,
@@ -47,6 +48,7 @@ impl<B: TrainOps, C: CheckpointStrategy> TrainOps for Autodiff<B, C> {
             mean: normed.mean.clone(),
             variance: normed.variance.clone(),
             epsilon,
+            residual: residual.is_some(),
         };
         let nodes = [x.node, gamma.node, beta.node];
         let output = match residual {
@@ -71,6 +73,10 @@ impl<B: TrainOps, C: CheckpointStrategy> TrainOps for Autodiff<B, C> {
             mean: Self::from_inner(normed.mean),
             variance: Self::from_inner(normed.variance),
         }
+    }
+
+    fn images(pixels: &[u8], size: [usize; 2], by: Normalize, device: &Self::Device) -> FloatTensor<Self> {
+        Self::from_inner(B::images(pixels, size, by, device))
     }
 }
 
@@ -129,9 +135,14 @@ fn register_norm<B: TrainOps>(
     grad: FloatTensor<B>,
 ) {
     let computed = B::norm_grad(saved, grad);
-    let computed = [computed.input, computed.gamma, computed.beta, computed.residual];
+    let computed = [
+        Some(computed.input),
+        Some(computed.gamma),
+        Some(computed.beta),
+        computed.residual,
+    ];
     for (parent, grad) in parents.into_iter().zip(computed) {
-        if let Some(id) = parent {
+        if let (Some(id), Some(grad)) = (parent, grad) {
             register::<B>(grads, id, grad);
         }
     }

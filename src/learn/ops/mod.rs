@@ -6,8 +6,13 @@
 //! Invariant: a result depends on its inputs alone, never on the number of threads.
 
 mod autodiff;
+mod batch_norm;
+mod conv;
 mod defaults;
+mod flex;
+mod gather;
 
+use super::input::{self, Normalize};
 use burn::tensor::{Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
 
 /// Stride and zero padding of a square-strided convolution, both axes alike.
@@ -61,6 +66,8 @@ pub struct NormSaved<B: Backend> {
     pub variance: FloatTensor<B>,
     /// Added to the variance.
     pub epsilon: f64,
+    /// Whether a residual was added, whose gradient is wanted.
+    pub residual: bool,
 }
 
 /// Gradients of batch norm's inputs.
@@ -72,8 +79,8 @@ pub struct NormGrads<B: Backend> {
     pub gamma: FloatTensor<B>,
     /// Of the shift, `[C]`.
     pub beta: FloatTensor<B>,
-    /// Of the residual: the gradient behind the rectifier.
-    pub residual: FloatTensor<B>,
+    /// Of the residual, if there was one: the gradient behind the rectifier.
+    pub residual: Option<FloatTensor<B>>,
 }
 
 /// A backend that trains our networks. `x` is `[N, Cin, H, W]`, a kernel `[Cout, Cin, Kh, Kw]`, an output
@@ -133,6 +140,11 @@ pub trait TrainOps: Backend {
     ) -> FloatTensor<Self> {
         defaults::affine::<Self>(x, scale, shift, residual, relu)
     }
+
+    /// Bytes `[N, H, W, 3]` as normalised maps; see [`crate::learn::input`].
+    fn images(pixels: &[u8], size: [usize; 2], by: Normalize, device: &Self::Device) -> FloatTensor<Self> {
+        primitive(input::on_device::<Self>(pixels, size, by, device))
+    }
 }
 
 /// [`TrainOps::conv`] on tensors.
@@ -150,4 +162,5 @@ pub(crate) fn tensor<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> T
     Tensor::from_primitive(TensorPrimitive::Float(primitive))
 }
 
-impl TrainOps for burn_flex::Flex {}
+#[cfg(test)]
+mod tests;
