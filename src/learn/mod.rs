@@ -1,5 +1,6 @@
 //! Images into representations: networks, loss, optimisers, the loop, checkpoints. The only room that computes gradients.
 
+pub mod expander;
 pub mod input;
 pub mod norm;
 pub mod ops;
