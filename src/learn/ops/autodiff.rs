@@ -47,6 +47,7 @@ impl<B: TrainOps, C: CheckpointStrategy> TrainOps for Autodiff<B, C> {
             mean: normed.mean.clone(),
             variance: normed.variance.clone(),
             epsilon,
+            residual: residual.is_some(),
         };
         let nodes = [x.node, gamma.node, beta.node];
         let output = match residual {
@@ -129,9 +130,14 @@ fn register_norm<B: TrainOps>(
     grad: FloatTensor<B>,
 ) {
     let computed = B::norm_grad(saved, grad);
-    let computed = [computed.input, computed.gamma, computed.beta, computed.residual];
+    let computed = [
+        Some(computed.input),
+        Some(computed.gamma),
+        Some(computed.beta),
+        computed.residual,
+    ];
     for (parent, grad) in parents.into_iter().zip(computed) {
-        if let Some(id) = parent {
+        if let (Some(id), Some(grad)) = (parent, grad) {
             register::<B>(grads, id, grad);
         }
     }

@@ -111,6 +111,6 @@ pub(super) fn norm_grad<B: Backend>(saved: NormSaved<B>, grad: FloatTensor<B>) -
         input: B::float_reshape(primitive(input), shape.clone()),
         gamma: primitive(gamma.reshape([c])),
         beta: primitive(beta.reshape([c])),
-        residual: B::float_reshape(primitive(grad), shape),
+        residual: saved.residual.then(|| B::float_reshape(primitive(grad), shape)),
     }
 }

@@ -6,7 +6,11 @@
 //! Invariant: a result depends on its inputs alone, never on the number of threads.
 
 mod autodiff;
+mod batch_norm;
+mod conv;
 mod defaults;
+mod flex;
+mod gather;
 
 use burn::tensor::{Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
 
@@ -61,6 +65,8 @@ pub struct NormSaved<B: Backend> {
     pub variance: FloatTensor<B>,
     /// Added to the variance.
     pub epsilon: f64,
+    /// Whether a residual was added, whose gradient is wanted.
+    pub residual: bool,
 }
 
 /// Gradients of batch norm's inputs.
@@ -72,8 +78,8 @@ pub struct NormGrads<B: Backend> {
     pub gamma: FloatTensor<B>,
     /// Of the shift, `[C]`.
     pub beta: FloatTensor<B>,
-    /// Of the residual: the gradient behind the rectifier.
-    pub residual: FloatTensor<B>,
+    /// Of the residual, if there was one: the gradient behind the rectifier.
+    pub residual: Option<FloatTensor<B>>,
 }
 
 /// A backend that trains our networks. `x` is `[N, Cin, H, W]`, a kernel `[Cout, Cin, Kh, Kw]`, an output
@@ -150,4 +156,5 @@ pub(crate) fn tensor<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> T
     Tensor::from_primitive(TensorPrimitive::Float(primitive))
 }
 
-impl TrainOps for burn_flex::Flex {}
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,285 @@
+//! The kernels against stock burn, against sums in f64, and against themselves on other numbers of threads.
+
+use super::{ConvArgs, NormSaved, TrainOps, defaults, primitive, tensor};
+use burn::{
+    backend::{Autodiff, Flex},
+    tensor::{Tensor, TensorData},
+};
+
+type Ad = Autodiff<Flex>;
+
+/// Values from an integer hash in [-1, 1): the same on every machine and in the Python fixture.
+fn hashed<const D: usize>(shape: [usize; D], salt: u32) -> Tensor<Flex, D> {
+    let count: usize = shape.iter().product();
+    let values: Vec<f32> = (0..count as u32)
+        .map(|i| {
+            let mut h = i.wrapping_mul(0x9E37_79B9) ^ salt.wrapping_mul(0x85EB_CA6B);
+            h = (h ^ (h >> 16)).wrapping_mul(0x7FEB_352D);
+            h = (h ^ (h >> 15)).wrapping_mul(0x846C_A68B);
+            h ^= h >> 16;
+            (h >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect();
+    Tensor::from_data(TensorData::new(values, shape), &Default::default())
+}
+
+fn floats<const D: usize>(tensor: Tensor<Flex, D>) -> Vec<f32> {
+    tensor.into_data().to_vec().unwrap()
+}
+
+/// Largest difference, as a share of the largest value.
+fn difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let largest = b.iter().fold(1e-20f32, |m, v| m.max(v.abs()));
+    a.iter().zip(b).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / largest
+}
+
+/// (N, Cin, H, W, Cout, Kh, Kw, stride, padding): strides 1-3, paddings 0-3, odd sizes, kernels that are not square,
+/// channels that fill no vector, several chunks, more taps than a panel slice.
+const SHAPES: [(usize, usize, usize, usize, usize, usize, usize, usize, usize); 14] = [
+    (2, 3, 8, 8, 16, 3, 3, 1, 1),
+    (3, 3, 17, 13, 5, 7, 7, 2, 3),
+    (2, 3, 10, 10, 64, 3, 3, 1, 2),
+    (2, 16, 9, 9, 32, 3, 3, 2, 1),
+    (2, 16, 8, 8, 33, 1, 1, 2, 0),
+    (1, 8, 7, 5, 70, 1, 1, 1, 0),
+    (40, 4, 4, 4, 130, 3, 3, 1, 1),
+    (2, 130, 6, 6, 20, 3, 3, 1, 1),
+    (2, 2, 11, 12, 3, 3, 5, 3, 2),
+    (3, 2, 6, 6, 3, 2, 2, 1, 0),
+    (1, 1, 5, 5, 1, 5, 5, 1, 0),
+    (1, 2, 5, 5, 4, 1, 1, 1, 2),
+    (9, 3, 40, 40, 8, 3, 3, 1, 1),
+    (2, 3, 6, 7, 4, 3, 3, 4, 1),
+];
+
+#[test]
+fn convolution_and_its_gradients_equal_stock_burn() {
+    for (i, (n, cin, h, w, cout, kh, kw, stride, padding)) in SHAPES.into_iter().enumerate() {
+        let args = ConvArgs { stride, padding };
+        let x = hashed([n, cin, h, w], i as u32);
+        let weight = hashed([cout, cin, kh, kw], 100 + i as u32);
+        let (px, pw) = (primitive(x), primitive(weight));
+        let ours = floats::<4>(tensor(Flex::conv(px.clone(), pw.clone(), args)));
+        let y = tensor::<Flex, 4>(defaults::conv::<Flex>(px.clone(), pw.clone(), args));
+        let grad = primitive(hashed(y.dims(), 200 + i as u32));
+        assert!(difference(&ours, &floats(y)) < 1e-5, "forward, shape {i}");
+
+        let ours = floats::<4>(tensor(Flex::conv_input_grad(
+            px.clone(),
+            pw.clone(),
+            grad.clone(),
+            args,
+        )));
+        let stock = floats::<4>(tensor(defaults::conv_input_grad::<Flex>(
+            px.clone(),
+            pw.clone(),
+            grad.clone(),
+            args,
+        )));
+        assert!(difference(&ours, &stock) < 1e-5, "input gradient, shape {i}");
+
+        let ours = floats::<4>(tensor(Flex::conv_weight_grad(
+            px.clone(),
+            pw.clone(),
+            grad.clone(),
+            args,
+        )));
+        let stock = floats::<4>(tensor(defaults::conv_weight_grad::<Flex>(px, pw, grad, args)));
+        assert!(difference(&ours, &stock) < 1e-5, "weight gradient, shape {i}");
+    }
+}
+
+/// Shapes of batch norm: rows, odd planes, planes that fill lanes, more samples than chunks.
+const NORMS: [&[usize]; 5] = [&[6, 5], &[300, 200], &[3, 4, 5, 5], &[70, 16, 8, 8], &[2, 64, 32, 32]];
+
+fn flat(t: burn::tensor::ops::FloatTensor<Flex>) -> Vec<f32> {
+    t.into_data().to_vec().unwrap()
+}
+
+/// A tensor of any rank as a primitive.
+fn shaped(shape: &[usize], salt: u32) -> burn::tensor::ops::FloatTensor<Flex> {
+    let values = floats(hashed([shape.iter().product()], salt));
+    // Off centre and wide, so that mean and variance matter.
+    let values = values.iter().map(|v| 3.0 * v + 2.0).collect();
+    burn_flex::FlexTensor::from_data(TensorData::new(values, shape.to_vec()))
+}
+
+#[test]
+fn batch_norm_and_its_gradients_equal_stock_burn() {
+    for shape in NORMS {
+        for (residual, relu) in [(false, false), (false, true), (true, true), (true, false)] {
+            let c = [shape[1]];
+            let (x, gamma, beta) = (shaped(shape, 1), shaped(&c, 2), shaped(&c, 3));
+            let added = residual.then(|| shaped(shape, 4));
+            let ours = Flex::norm(x.clone(), gamma.clone(), beta.clone(), added.clone(), relu, 1e-5);
+            let stock = defaults::norm::<Flex>(x.clone(), gamma.clone(), beta, added, relu, 1e-5);
+            let grad = shaped(shape, 5);
+            let saved = NormSaved {
+                input: x,
+                rectified: relu.then(|| stock.output.clone()),
+                gamma,
+                mean: stock.mean.clone(),
+                variance: stock.variance.clone(),
+                epsilon: 1e-5,
+                residual,
+            };
+            let grads = Flex::norm_grad(saved.clone(), grad.clone());
+            let stock_grads = defaults::norm_grad::<Flex>(saved, grad);
+            let mut pairs = vec![
+                (ours.output, stock.output),
+                (ours.mean, stock.mean),
+                (ours.variance, stock.variance),
+                (grads.input, stock_grads.input),
+                (grads.gamma, stock_grads.gamma),
+                (grads.beta, stock_grads.beta),
+            ];
+            assert_eq!(grads.residual.is_some(), residual);
+            pairs.extend(grads.residual.zip(stock_grads.residual));
+            for (what, (ours, stock)) in pairs.into_iter().enumerate() {
+                let difference = difference(&flat(ours), &flat(stock));
+                assert!(
+                    difference < 1e-5,
+                    "{shape:?} residual {residual} relu {relu}: output {what} by {difference}"
+                );
+            }
+        }
+    }
+}
+
+/// The whole graph: convolution, batch norm, rectifier, residual, through burn's autodiff, against the stock operations.
+#[test]
+fn autodiff_gives_the_gradients_of_stock_burn() {
+    let leaf = |t: Tensor<Flex, 4>| Tensor::<Ad, 4>::from_inner(t).require_grad();
+    let channels = |salt| Tensor::<Ad, 1>::from_inner(hashed([6], salt)).require_grad();
+    let args = ConvArgs { stride: 1, padding: 1 };
+    let run = |ours: bool| {
+        let (x, w) = (leaf(hashed([3, 6, 7, 7], 1)), leaf(hashed([6, 6, 3, 3], 2)));
+        let (gamma, beta) = (channels(3), channels(4));
+        let (px, pw, pg, pb) = (
+            primitive(x.clone()),
+            primitive(w.clone()),
+            primitive(gamma.clone()),
+            primitive(beta.clone()),
+        );
+        let (h, y) = if ours {
+            let h = Ad::conv(px.clone(), pw, args);
+            (h.clone(), Ad::norm(h, pg, pb, Some(px), true, 1e-5).output)
+        } else {
+            let h = defaults::conv::<Ad>(px.clone(), pw, args);
+            (h.clone(), defaults::norm::<Ad>(h, pg, pb, Some(px), true, 1e-5).output)
+        };
+        // The map is used twice, so that its gradients must add up.
+        let loss = (tensor::<Ad, 4>(y).powi_scalar(2) + tensor::<Ad, 4>(h)).sum();
+        let grads = loss.backward();
+        [
+            floats(x.grad(&grads).unwrap()),
+            floats(w.grad(&grads).unwrap()),
+            floats(gamma.grad(&grads).unwrap()),
+            floats(beta.grad(&grads).unwrap()),
+        ]
+    };
+    for (what, (ours, stock)) in run(true).iter().zip(run(false)).enumerate() {
+        let difference = difference(ours, &stock);
+        assert!(difference < 2e-5, "gradient {what} by {difference}");
+    }
+}
+
+#[test]
+fn threads_change_no_bit() {
+    let args = ConvArgs { stride: 1, padding: 1 };
+    let all = || {
+        let (x, w) = (
+            primitive(hashed([70, 20, 16, 16], 1)),
+            primitive(hashed([70, 20, 3, 3], 2)),
+        );
+        let y = Flex::conv(x.clone(), w.clone(), args);
+        let grad = primitive(hashed([70, 70, 16, 16], 3));
+        let normed = Flex::norm(y.clone(), shaped(&[70], 4), shaped(&[70], 5), None, true, 1e-5);
+        let saved = NormSaved {
+            input: y.clone(),
+            rectified: Some(normed.output.clone()),
+            gamma: shaped(&[70], 4),
+            mean: normed.mean,
+            variance: normed.variance,
+            epsilon: 1e-5,
+            residual: false,
+        };
+        let grads = Flex::norm_grad(saved, grad.clone());
+        let parts = [
+            y,
+            Flex::conv_input_grad(x.clone(), w.clone(), grad.clone(), args),
+            Flex::conv_weight_grad(x, w, grad, args),
+            normed.output,
+            grads.input,
+            grads.gamma,
+            grads.beta,
+        ];
+        parts.map(|t| flat(t).iter().map(|v| v.to_bits()).collect::<Vec<_>>())
+    };
+    let on = |threads| {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap()
+            .install(all)
+    };
+    let one = on(1);
+    for threads in [2, 7] {
+        assert!(on(threads) == one, "{threads} threads");
+    }
+}
+
+/// Step of the target: ResNet-18's convolutions at 32x32, 128 images. `cargo test --lib conv_speed -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn conv_speed() {
+    let cpu = super::tests::cpu_seconds;
+    // (Cin, size, Cout, kernel, stride, how many of them)
+    let layers = [
+        (3, 32, 64, 3, 1, 1),
+        (64, 32, 64, 3, 1, 4),
+        (64, 32, 128, 3, 2, 1),
+        (64, 32, 128, 1, 2, 1),
+        (128, 16, 128, 3, 1, 3),
+        (128, 16, 256, 3, 2, 1),
+        (256, 8, 256, 3, 1, 3),
+        (256, 8, 512, 3, 2, 1),
+        (512, 4, 512, 3, 1, 3),
+    ];
+    let mut total = 0.0;
+    for (cin, size, cout, kernel, stride, times) in layers {
+        let args = ConvArgs {
+            stride,
+            padding: kernel / 2,
+        };
+        let x = primitive(hashed([128, cin, size, size], 1));
+        let weight = primitive(hashed([cout, cin, kernel, kernel], 2));
+        let out = args.output(size, kernel);
+        let grad = primitive(hashed([128, cout, out, out], 3));
+        let gflop = 2e-9 * (128 * cout * out * out * cin * kernel * kernel) as f64;
+        let mut best = [f64::MAX; 3];
+        for _ in 0..3 {
+            let start = cpu();
+            let _ = Flex::conv(x.clone(), weight.clone(), args);
+            best[0] = best[0].min(cpu() - start);
+            let start = cpu();
+            let _ = Flex::conv_input_grad(x.clone(), weight.clone(), grad.clone(), args);
+            best[1] = best[1].min(cpu() - start);
+            let start = cpu();
+            let _ = Flex::conv_weight_grad(x.clone(), weight.clone(), grad.clone(), args);
+            best[2] = best[2].min(cpu() - start);
+        }
+        total += times as f64 * best.iter().sum::<f64>();
+        let rate = best.map(|s| gflop / s);
+        eprintln!("{cin:4} {size:3} {cout:4} k{kernel} s{stride}: CPU-s {best:.3?} GFLOP/s {rate:.1?}");
+    }
+    eprintln!("all convolutions of a step: {total:.2} CPU-s");
+}
+
+/// User and system seconds of this process so far (Linux; clock ticks of 10 ms).
+pub(crate) fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+}
