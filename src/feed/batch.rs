@@ -60,7 +60,12 @@ impl Batch {
     }
 
     pub(crate) fn rejects_mut(&mut self) -> &mut Vec<Reject> {
-        &mut self.slot.as_mut().expect("a batch has its slot until it is dropped").1.rejects
+        &mut self
+            .slot
+            .as_mut()
+            .expect("a batch has its slot until it is dropped")
+            .1
+            .rejects
     }
 
     /// Samples in it: this rank's share of the global batch; fewer in the last batch of a sequential pass.
@@ -132,6 +137,9 @@ impl Drop for Batch {
 
 impl std::fmt::Debug for Batch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Batch").field("step", &self.step).field("epoch", &self.epoch).finish_non_exhaustive()
+        f.debug_struct("Batch")
+            .field("step", &self.step)
+            .field("epoch", &self.epoch)
+            .finish_non_exhaustive()
     }
 }

@@ -109,7 +109,10 @@ mod tests {
         let board = Board::new(1);
         board.abandoned(7);
         assert!(board.failure(6).is_none());
-        let panicked = |thread: &str| FeedError::Panicked { thread: thread.into(), message: String::new() };
+        let panicked = |thread: &str| FeedError::Panicked {
+            thread: thread.into(),
+            message: String::new(),
+        };
         board.fail(5, FeedError::Abandoned);
         board.fail(5, panicked("why"));
         board.fail(5, panicked("later"));

@@ -1,7 +1,7 @@
 //! What can go wrong with images in motion: facts, for the door to explain.
 
 use super::quarantine::Reject;
-use crate::data::{DataError, SampleKey};
+use crate::data::DataError;
 
 /// An error of the feed.
 #[derive(Debug, thiserror::Error)]
@@ -149,14 +149,9 @@ impl FeedError {
     }
 }
 
-/// For messages that need no more than the key.
+/// What a panic said.
 pub(crate) fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| payload.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "no message".into())
-}
-
-/// The place of a key in words, where the shard's name is not at hand.
-pub(crate) fn in_words(key: SampleKey) -> String {
-    format!("shard {}, row group {}, row {}", key.shard.0, key.row_group, key.row)
 }

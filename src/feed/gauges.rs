@@ -86,7 +86,9 @@ impl Gauges {
         Self {
             start: Instant::now(),
             reader: CachePadded::new(Gauge::new(Doing::Busy)),
-            workers: (0..workers).map(|_| CachePadded::new(Gauge::new(Doing::WaitingForInput))).collect(),
+            workers: (0..workers)
+                .map(|_| CachePadded::new(Gauge::new(Doing::WaitingForInput)))
+                .collect(),
             consumer: CachePadded::new(Gauge::new(Doing::Busy)),
             images: Default::default(),
             rejects: Default::default(),
@@ -154,7 +156,11 @@ impl Gauges {
             (gauge.doing() == doing && waited >= limit.as_nanos() as u64).then(|| seconds(waited))
         };
         let waited = stuck(&self.consumer, Doing::WaitingForInput)?;
-        let named = |stage, for_s| Stall { stage, for_s, consumer_waited_s: waited };
+        let named = |stage, for_s| Stall {
+            stage,
+            for_s,
+            consumer_waited_s: waited,
+        };
         if let Some(for_s) = stuck(&self.reader, Doing::Busy) {
             return Some(named(Stage::Reader, for_s));
         }
@@ -162,7 +168,10 @@ impl Gauges {
             return Some(named(Stage::Worker, for_s));
         }
         // All workers wait for a free slot: batches that were handed out have not come back.
-        let full = self.workers.iter().find_map(|worker| stuck(worker, Doing::WaitingForRoom));
+        let full = self
+            .workers
+            .iter()
+            .find_map(|worker| stuck(worker, Doing::WaitingForRoom));
         full.map(|for_s| named(Stage::Consumer, for_s))
     }
 }
@@ -248,7 +257,11 @@ mod tests {
         gauges.turn(&gauges.reader, Doing::WaitingForRoom);
         gauges.turn(&gauges.consumer, Doing::WaitingForInput);
         pause();
-        assert_eq!(gauges.stall(limit), None, "everyone waits and nobody works: nothing to name");
+        assert_eq!(
+            gauges.stall(limit),
+            None,
+            "everyone waits and nobody works: nothing to name"
+        );
         gauges.turn(&gauges.workers[1], Doing::WaitingForRoom);
         pause();
         assert_eq!(gauges.stall(limit).unwrap().stage, Stage::Consumer);

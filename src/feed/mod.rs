@@ -38,7 +38,7 @@ pub use error::FeedError;
 pub use gauges::{GaugesHandle, GaugesSnapshot, Stall};
 pub use options::{FeedOptions, FeedPlan, OrderOptions, Passes};
 pub use order::Order;
-pub use quarantine::{QuarantineState, Reject, RejectCode};
+pub use quarantine::{QuarantineState, Reject};
 pub use slot::{HeapMemory, SlotBytes, SlotMemory};
 
 use crate::data::Dataset;
@@ -94,7 +94,13 @@ impl FeedPlan {
     }
 
     fn order(&self, dataset: &Dataset) -> Result<(Order, PassShape), FeedError> {
-        let &Self { passes, batch_size: batch, rank, world, .. } = self;
+        let &Self {
+            passes,
+            batch_size: batch,
+            rank,
+            world,
+            ..
+        } = self;
         let order = Order::new(dataset.shards(), passes, self.window_bytes);
         let samples = order.samples();
         if samples == 0 {
@@ -111,7 +117,11 @@ impl FeedPlan {
         let slot_bytes = view
             .checked_mul(self.views.len() as u64 * u64::from(batch / world))
             .filter(|&bytes| isize::try_from(bytes).is_ok())
-            .ok_or(FeedError::Memory { slots: 1, bytes: u64::MAX, source: None })?;
+            .ok_or(FeedError::Memory {
+                slots: 1,
+                bytes: u64::MAX,
+                source: None,
+            })?;
         let share = Share::new(&order, batch, rank, world, 0);
         let shape = PassShape {
             samples,
@@ -180,7 +190,10 @@ impl Feed {
         let (order, shape) = plan.order(&dataset)?;
         // Half of the range, so that sums of steps and positions cannot overflow.
         if start_step / shape.steps_per_epoch >= u64::from(u32::MAX) / 2 || start_step >= u64::MAX >> 33 {
-            return Err(FeedError::StartStep { step: start_step, steps_per_epoch: shape.steps_per_epoch });
+            return Err(FeedError::StartStep {
+                step: start_step,
+                steps_per_epoch: shape.steps_per_epoch,
+            });
         }
         let share = Share::new(&order, plan.batch_size, plan.rank, plan.world, start_step);
         let board = Arc::new(Board::new(options.threads()));
@@ -191,12 +204,14 @@ impl Feed {
             samples: share.share as usize,
             view_bytes: side * side * 3,
         };
-        let slots: Result<Vec<_>, _> = (0..options.ring).map(|_| memory.allocate(shape.slot_bytes as usize)).collect();
-        let slots: Vec<_> = slots.map_err(|source| FeedError::Memory {
-            slots: options.ring,
-            bytes: shape.slot_bytes,
-            source: Some(source),
-        })?;
+        let slots = (0..options.ring).map(|_| memory.allocate(shape.slot_bytes as usize));
+        let slots = slots
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|source| FeedError::Memory {
+                slots: options.ring,
+                bytes: shape.slot_bytes,
+                source: Some(source),
+            })?;
         let ring = Arc::new(Ring::new(share, sizes, slots, board.clone()));
         let (windows, writer) = WindowTable::new(&ring.cursor);
         let reader = Reader {
@@ -244,7 +259,10 @@ impl Feed {
     }
 
     fn spawn(&mut self, name: String, body: impl FnOnce() + Send + 'static) -> Result<(), FeedError> {
-        let thread = thread::Builder::new().name(name).spawn(body).map_err(FeedError::Thread)?;
+        let thread = thread::Builder::new()
+            .name(name)
+            .spawn(body)
+            .map_err(FeedError::Thread)?;
         self.threads.push(thread);
         Ok(())
     }
@@ -270,7 +288,10 @@ impl Feed {
 
     fn take(&mut self, local: u64) -> Result<Batch, FeedError> {
         let taken = self.wait_for(local)?;
-        let (step, epoch) = (self.share.start_step + local, self.share.place(local * self.share.share).epoch);
+        let (step, epoch) = (
+            self.share.start_step + local,
+            self.share.place(local * self.share.share).epoch,
+        );
         let mut batch = Batch::gather(&self.ring, taken, local, step, epoch);
         let present = batch.present().iter().filter(|&&present| present).count();
         self.quarantine.enter(step, present, batch.rejects_mut())?;
@@ -278,7 +299,13 @@ impl Feed {
     }
 
     fn wait_for(&mut self, local: u64) -> Result<slot::Taken, FeedError> {
-        let Self { ring, board, gauges, on_stall, .. } = self;
+        let Self {
+            ring,
+            board,
+            gauges,
+            on_stall,
+            ..
+        } = self;
         gauges.turn(&gauges.consumer, Doing::WaitingForInput);
         let look = || match ring.take(local) {
             Some(taken) => Some(Ok(taken)),

@@ -91,7 +91,11 @@ impl Order {
         Self {
             passes,
             samples: groups.iter().map(|group| u64::from(group.rows)).sum(),
-            cut: if bytes <= window_bytes { bytes } else { window_bytes / WINDOW_PLACES as u64 },
+            cut: if bytes <= window_bytes {
+                bytes
+            } else {
+                window_bytes / WINDOW_PLACES as u64
+            },
             groups,
         }
     }
@@ -104,6 +108,11 @@ impl Order {
     /// How the samples come.
     pub fn passes(&self) -> Passes {
         self.passes
+    }
+
+    /// Bytes of a full window.
+    pub fn window_bytes(&self) -> u64 {
+        self.cut
     }
 
     /// Row groups larger than `bytes`: each makes the feed hold more than its budget.
@@ -125,7 +134,9 @@ impl Order {
         for index in 0..count {
             let source = shuffle.as_ref().map_or(index, |shuffle| shuffle.apply(index));
             let mut group = self.groups[source as usize];
-            let fits = windows.last().is_some_and(|window| window.bytes + group.bytes <= self.cut);
+            let fits = windows
+                .last()
+                .is_some_and(|window| window.bytes + group.bytes <= self.cut);
             if !fits {
                 windows.push(WindowPlan {
                     epoch,
@@ -149,7 +160,10 @@ impl Order {
             window.keyed = draws(Domain::Order, position)
                 .zip(draws(Domain::Substitute, position))
                 .map(|(mut order, mut cycle)| {
-                    (Bijection::new(window.rows, &mut order), Bijection::new(window.rows, &mut cycle))
+                    (
+                        Bijection::new(window.rows, &mut order),
+                        Bijection::new(window.rows, &mut cycle),
+                    )
                 });
         }
         EpochPlan { windows }
@@ -203,9 +217,18 @@ impl WindowPlan {
             }
         };
         let group = self.groups.partition_point(|group| group.before <= row) - 1;
-        let Group { shard, row_group, before, .. } = self.groups[group];
+        let Group {
+            shard,
+            row_group,
+            before,
+            ..
+        } = self.groups[group];
         Some(Entry {
-            key: SampleKey { shard, row_group, row: (row - before) as u32 },
+            key: SampleKey {
+                shard,
+                row_group,
+                row: (row - before) as u32,
+            },
             group,
         })
     }
@@ -244,7 +267,11 @@ impl Share {
         let (batch, samples) = (u64::from(batch), order.samples());
         let share = batch / u64::from(world);
         let endless = matches!(order.passes(), Passes::Shuffled { .. });
-        let steps_per_epoch = if endless { samples / batch } else { samples.div_ceil(batch) };
+        let steps_per_epoch = if endless {
+            samples / batch
+        } else {
+            samples.div_ceil(batch)
+        };
         let mut this = Self {
             batch,
             share,
@@ -285,7 +312,9 @@ impl Share {
 
     /// Samples in batch `batch` of this run.
     pub fn len(&self, batch: u64) -> u32 {
-        self.total.saturating_sub(batch.saturating_mul(self.share)).min(self.share) as u32
+        self.total
+            .saturating_sub(batch.saturating_mul(self.share))
+            .min(self.share) as u32
     }
 
     /// First epoch that is read.
@@ -302,7 +331,10 @@ mod tests {
 
     /// Shards with the given rows in each row group; a row weighs 100 bytes.
     fn shards(rows: &[&[u32]]) -> Vec<Shard> {
-        let size = |&rows: &u32| RowGroupInfo { rows, bytes: 100 * u64::from(rows) };
+        let size = |&rows: &u32| RowGroupInfo {
+            rows,
+            bytes: 100 * u64::from(rows),
+        };
         rows.iter()
             .enumerate()
             .map(|(i, groups)| Shard {
@@ -330,7 +362,10 @@ mod tests {
             };
             let (first, second) = (keys(0), keys(1));
             assert_eq!(first.iter().collect::<HashSet<_>>().len(), ROWS as usize);
-            assert_eq!(first.iter().collect::<HashSet<_>>(), second.iter().collect::<HashSet<_>>());
+            assert_eq!(
+                first.iter().collect::<HashSet<_>>(),
+                second.iter().collect::<HashSet<_>>()
+            );
             assert_ne!(first, second, "budget {budget}");
             assert_eq!(first, keys(0));
         }
@@ -368,8 +403,9 @@ mod tests {
     fn substitutes_follow_one_cycle() {
         let order = Order::new(&uneven(), Passes::Shuffled { seed: 9 }, 1 << 20);
         let plan = order.epoch(0);
-        let next: std::collections::HashMap<SampleKey, SampleKey> =
-            (0..ROWS).map(|k| (plan.sample(k, 0).unwrap(), plan.sample(k, 1).unwrap())).collect();
+        let next: std::collections::HashMap<SampleKey, SampleKey> = (0..ROWS)
+            .map(|k| (plan.sample(k, 0).unwrap(), plan.sample(k, 1).unwrap()))
+            .collect();
         for k in 0..ROWS {
             assert_eq!(next[&plan.sample(k, 1).unwrap()], plan.sample(k, 2).unwrap());
         }
@@ -426,7 +462,9 @@ mod tests {
                 let ranks: Vec<Share> = (0..world).map(|rank| Share::new(&order, 20, rank, world, 2)).collect();
                 for step in 0..4 {
                     let places = |share: &Share| -> Vec<Place> {
-                        (0..u64::from(share.len(step))).map(|i| share.place(step * share.share + i)).collect()
+                        (0..u64::from(share.len(step)))
+                            .map(|i| share.place(step * share.share + i))
+                            .collect()
                     };
                     assert_eq!(ranks.iter().flat_map(places).collect::<Vec<_>>(), places(&alone));
                 }

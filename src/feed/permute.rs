@@ -102,7 +102,10 @@ mod tests {
             let mut seen = vec![false; len as usize];
             for index in 0..len {
                 let value = bijection.apply(index);
-                assert!(!std::mem::replace(&mut seen[value as usize], true), "{len}: {value} twice");
+                assert!(
+                    !std::mem::replace(&mut seen[value as usize], true),
+                    "{len}: {value} twice"
+                );
                 assert_eq!(bijection.invert(value), index);
             }
         }
@@ -131,10 +134,17 @@ mod tests {
             let cells = (len * (len - 1)) as f64;
             let expected = draws as f64 / cells;
             let missing = cells - counts.len() as f64;
-            let chi: f64 = counts.values().map(|&n| (n as f64 - expected).powi(2) / expected).sum::<f64>() + missing * expected;
+            let chi: f64 = counts
+                .values()
+                .map(|&n| (n as f64 - expected).powi(2) / expected)
+                .sum::<f64>()
+                + missing * expected;
             let freedom = cells - 1.0;
             // Mean f, variance 2f: five standard deviations.
-            assert!(chi < freedom + 5.0 * (2.0 * freedom).sqrt(), "length {len}: chi-square {chi} for {freedom}");
+            assert!(
+                chi < freedom + 5.0 * (2.0 * freedom).sqrt(),
+                "length {len}: chi-square {chi} for {freedom}"
+            );
         }
     }
 
@@ -144,7 +154,9 @@ mod tests {
         let len = 10_000;
         let bijection = keyed(len, 3);
         let fixed = (0..len).filter(|&i| bijection.apply(i) == i).count();
-        let neighbours = (1..len).filter(|&i| bijection.apply(i).abs_diff(bijection.apply(i - 1)) == 1).count();
+        let neighbours = (1..len)
+            .filter(|&i| bijection.apply(i).abs_diff(bijection.apply(i - 1)) == 1)
+            .count();
         assert!(fixed < 8 && neighbours < 12, "{fixed} fixed, {neighbours} neighbours");
     }
 }

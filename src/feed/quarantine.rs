@@ -21,20 +21,8 @@ pub struct Reject {
     pub path: Option<String>,
     /// What is wrong with it, in the codec's words.
     pub reason: String,
-    /// Kind of the reason.
-    pub code: RejectCode,
-}
-
-/// Kind of a rejection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RejectCode {
-    /// The row has no image.
-    Null,
-    /// The codec refused it.
-    Decode,
-    /// The codec panicked on it.
-    Panic,
+    /// Kind of the reason: [`CodecError::code`](crate::data::CodecError::code), or `null` for a row without an image.
+    pub code: &'static str,
 }
 
 /// What a checkpoint keeps of the quarantine.
@@ -100,7 +88,9 @@ impl Quarantine {
         self.state.tried += (present + rejects.len()) as u64;
         rejects.retain(|reject| self.known.insert(reject.key));
         let keys = rejects.iter().map(|reject| reject.key);
-        self.state.bad.extend(keys.map(|key| [key.shard.0, key.row_group, key.row]));
+        self.state
+            .bad
+            .extend(keys.map(|key| [key.shard.0, key.row_group, key.row]));
         if self.history.len() == HISTORY {
             self.history.pop_front();
         }
@@ -133,7 +123,11 @@ impl Quarantine {
 }
 
 fn key([shard, row_group, row]: [u32; 3]) -> SampleKey {
-    SampleKey { shard: ShardId(shard), row_group, row }
+    SampleKey {
+        shard: ShardId(shard),
+        row_group,
+        row,
+    }
 }
 
 #[cfg(test)]
@@ -146,12 +140,19 @@ mod tests {
             shard: "a".into(),
             path: None,
             reason: "no".into(),
-            code: RejectCode::Decode,
+            code: "damaged",
         }
     }
 
     fn book(max_bad: Option<u64>, max_bad_fraction: f64) -> Quarantine {
-        Quarantine::new(10_000, &FeedOptions { max_bad, max_bad_fraction, ..Default::default() })
+        Quarantine::new(
+            10_000,
+            &FeedOptions {
+                max_bad,
+                max_bad_fraction,
+                ..Default::default()
+            },
+        )
     }
 
     #[test]
@@ -163,10 +164,22 @@ mod tests {
         let mut rejects = vec![bad(3), bad(2)];
         book.enter(1, 8, &mut rejects).unwrap();
         assert_eq!(rejects, [bad(3)]);
-        assert_eq!(book.state(None).unwrap(), QuarantineState { tried: 21, bad: vec![[0, 0, 1], [0, 0, 2], [0, 0, 3]] });
+        assert_eq!(
+            book.state(None).unwrap(),
+            QuarantineState {
+                tried: 21,
+                bad: vec![[0, 0, 1], [0, 0, 2], [0, 0, 3]]
+            }
+        );
         // A trainer that has fetched one batch ahead saves the state of the step it has finished.
         let earlier = book.state(Some(0)).unwrap();
-        assert_eq!(earlier, QuarantineState { tried: 11, bad: vec![[0, 0, 1], [0, 0, 2]] });
+        assert_eq!(
+            earlier,
+            QuarantineState {
+                tried: 11,
+                bad: vec![[0, 0, 1], [0, 0, 2]]
+            }
+        );
         book.restore(serde_json::from_str(&serde_json::to_string(&earlier).unwrap()).unwrap());
         let mut rejects = vec![bad(3), bad(2)];
         book.enter(1, 8, &mut rejects).unwrap();
@@ -182,9 +195,18 @@ mod tests {
         assert!(matches!(error, FeedError::TooManyBad { step: 1, bad: 2, ref rejects, .. } if rejects == &[bad(2)]));
         let mut rate = book(None, 0.5);
         for step in 0..2 {
-            rate.enter(step, 1, &mut (0..400).map(|i| bad(1000 * step as u32 + i)).collect()).unwrap();
+            rate.enter(step, 1, &mut (0..400).map(|i| bad(1000 * step as u32 + i)).collect())
+                .unwrap();
         }
         let error = rate.enter(2, 200, &mut vec![]).unwrap_err();
-        assert!(matches!(error, FeedError::TooManyBad { step: 2, bad: 800, tried: 1002, .. }));
+        assert!(matches!(
+            error,
+            FeedError::TooManyBad {
+                step: 2,
+                bad: 800,
+                tried: 1002,
+                ..
+            }
+        ));
     }
 }

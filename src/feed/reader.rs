@@ -58,6 +58,8 @@ impl Reader {
             Passes::Shuffled { .. } => u32::MAX,
             Passes::Sequential => 0,
         };
+        // A window's buffers go from the one that is freed to the one that is read.
+        self.dataset.keep_idle_buffers(self.order.window_bytes());
         for epoch in self.share.first_epoch()..=last {
             for plan in self.order.epoch(epoch).into_windows() {
                 let claims = self.share.range(&plan);
@@ -115,15 +117,30 @@ impl Reader {
         if let Some(rows) = self.held.get(&name(group)).and_then(|(rows, _)| rows.upgrade()) {
             return Ok(rows);
         }
-        let Group { shard, row_group, rows: expected, bytes, .. } = *group;
+        let Group {
+            shard,
+            row_group,
+            rows: expected,
+            bytes,
+            ..
+        } = *group;
         let shard_name = || self.dataset.shards()[shard.0 as usize].name.clone();
         let rows = self
             .dataset
             .read_row_group(shard, row_group)
-            .map_err(|source| FeedError::Read { shard: shard_name(), row_group, source })?;
+            .map_err(|source| FeedError::Read {
+                shard: shard_name(),
+                row_group,
+                source,
+            })?;
         if rows.len() as u64 != u64::from(expected) {
             let (found, expected) = (rows.len() as u64, u64::from(expected));
-            return Err(FeedError::Rows { shard: shard_name(), row_group, found, expected });
+            return Err(FeedError::Rows {
+                shard: shard_name(),
+                row_group,
+                found,
+                expected,
+            });
         }
         self.gauges.bytes_read.fetch_add(bytes, Ordering::Relaxed);
         let rows = Arc::new(rows);

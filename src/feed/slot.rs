@@ -14,7 +14,7 @@
 use super::board::Board;
 use super::order::WINDOW_PLACES;
 use super::quarantine::Reject;
-use super::sync::{Arc, AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, UnsafeCell};
+use super::sync::{Arc, AtomicU8, AtomicU32, AtomicU64, Ordering, UnsafeCell};
 use crate::data::SampleKey;
 use crossbeam::utils::CachePadded;
 use std::marker::PhantomData;
@@ -113,7 +113,11 @@ impl Cursor {
     pub fn claim(&self) -> Option<(u64, WindowTicket, SlotTicket)> {
         let position = self.next.fetch_add(1, Ordering::Relaxed);
         let cursor = self.id;
-        (position < self.end).then_some((position, WindowTicket { cursor, position }, SlotTicket { cursor, position }))
+        (position < self.end).then_some((
+            position,
+            WindowTicket { cursor, position },
+            SlotTicket { cursor, position },
+        ))
     }
 }
 
@@ -154,8 +158,6 @@ pub(crate) struct Slot {
     len: AtomicU32,
     /// Samples not yet written. AcqRel on each decrement; the consumer's Acquire load of 0 makes all of them visible.
     missing: CachePadded<AtomicU32>,
-    /// A place was dropped unfinished: the batch will never be ready.
-    poisoned: AtomicBool,
     /// Debug: what happened to each place since the slot was opened (UNTOUCHED, LEASED, FINISHED).
     leases: Box<[AtomicU8]>,
 }
@@ -179,7 +181,10 @@ unsafe impl Sync for Slot {}
 impl Slot {
     /// A slot that is open for `batch` of `len` samples. Panics if `bytes` are too few.
     pub fn new(cursor: &Cursor, shape: Shape, bytes: Box<dyn SlotBytes>, batch: u64, len: u32) -> Self {
-        assert!(bytes.len() >= shape.views * shape.samples * shape.view_bytes, "slot memory is too small");
+        assert!(
+            bytes.len() >= shape.views * shape.samples * shape.view_bytes,
+            "slot memory is too small"
+        );
         assert!(len as usize <= shape.samples, "a batch is larger than its slot");
         let leases = if cfg!(debug_assertions) { shape.samples } else { 0 };
         Self {
@@ -190,7 +195,6 @@ impl Slot {
             state: AtomicU64::new(open(batch)),
             len: AtomicU32::new(len),
             missing: CachePadded::new(AtomicU32::new(len)),
-            poisoned: AtomicBool::new(false),
             leases: (0..leases).map(|_| AtomicU8::new(UNTOUCHED)).collect(),
         }
     }
@@ -231,12 +235,10 @@ impl Slot {
         self.state
             .compare_exchange(open(batch), taken(batch), Ordering::Relaxed, Ordering::Relaxed)
             .ok()?;
-        Some(Taken { slot: self.clone(), batch })
-    }
-
-    /// Whether a place was dropped unfinished.
-    pub fn poisoned(&self) -> bool {
-        self.poisoned.load(Ordering::Acquire)
+        Some(Taken {
+            slot: self.clone(),
+            batch,
+        })
     }
 
     /// Debug builds record each place's life and panic on a second writer or a missing one.
@@ -295,7 +297,6 @@ impl Place<'_> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         if !self.finished {
-            self.slot.poisoned.store(true, Ordering::Release);
             self.board.abandoned(self.batch);
         }
     }
@@ -325,13 +326,18 @@ impl Taken {
     pub fn records(&mut self) -> impl Iterator<Item = &mut Record> {
         let len = self.len();
         // SAFETY: as for `pixels`; `&mut self` makes these the only references, one a cell.
-        self.slot.records[..len].iter().map(|cell| cell.with_mut(|record| unsafe { &mut *record }))
+        self.slot.records[..len]
+            .iter()
+            .map(|cell| cell.with_mut(|record| unsafe { &mut *record }))
     }
 
     /// Gives the slot back to the workers, for a later batch of `len` samples.
     pub fn free(self, batch: u64, len: u32) {
         debug_assert!(batch > self.batch, "a slot goes forward only");
-        assert!(len as usize <= self.slot.shape.samples, "a batch is larger than its slot");
+        assert!(
+            len as usize <= self.slot.shape.samples,
+            "a batch is larger than its slot"
+        );
         for index in 0..if cfg!(debug_assertions) { self.len() } else { 0 } {
             self.slot.mark(index, FINISHED, UNTOUCHED);
         }
@@ -385,7 +391,11 @@ impl<T> WindowTable<T> {
             cursor: cursor.id,
             cells: std::array::from_fn(cell),
         });
-        let writer = WindowWriter { table: table.clone(), next: 0, first: 0 };
+        let writer = WindowWriter {
+            table: table.clone(),
+            next: 0,
+            first: 0,
+        };
         (table, writer)
     }
 
@@ -495,7 +505,10 @@ impl<T> WindowWriter<T> {
 
     /// Opens the next window: the claims from the last window's end to `end` are in it. Panics if it is empty or has no place.
     pub fn publish(&mut self, value: T, end: u64) {
-        assert!(self.has_place() && end > self.first, "a window needs a place and claims");
+        assert!(
+            self.has_place() && end > self.first,
+            "a window needs a place and claims"
+        );
         let cell = self.cell(self.next);
         // SAFETY: the place is empty, so no pin exists, and none is made before the tag is stored; one writer, `&mut self`.
         cell.value.with_mut(|place| unsafe { *place = Some(value) });

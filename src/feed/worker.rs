@@ -9,7 +9,7 @@ use super::board::{Board, Stopped};
 use super::error::{FeedError, panic_message};
 use super::gauges::{Doing, Gauge, Gauges};
 use super::order::{self, Entry, Share};
-use super::quarantine::{Reject, RejectCode};
+use super::quarantine::Reject;
 use super::reader::Window;
 use super::ring::Ring;
 use super::slot::{Pin, Place, SlotTicket, WindowTable, WindowTicket};
@@ -106,13 +106,7 @@ impl Workshop {
     }
 
     /// Fills a place with the position's sample, or the first good one after it in the window's cycle.
-    fn fill(
-        &self,
-        bench: &mut Bench,
-        window: &Window,
-        at: order::Place,
-        place: &mut Place,
-    ) -> Result<(), FeedError> {
+    fn fill(&self, bench: &mut Bench, window: &Window, at: order::Place, place: &mut Place) -> Result<(), FeedError> {
         let index = at.position - window.plan.first;
         let mut attempt = 0;
         while let Some(entry) = window.plan.entry(index, attempt) {
@@ -155,7 +149,10 @@ impl Workshop {
 
     fn render(&self, bench: &mut Bench, at: order::Place, place: &mut Place) {
         #[cfg(test)]
-        assert!(self.seed != super::tests::PANIC_SEED || at.position != 19, "a panic in a view");
+        assert!(
+            self.seed != super::tests::PANIC_SEED || at.position != 19,
+            "a panic in a view"
+        );
         for (number, view) in self.views.iter().enumerate() {
             let mut rng = Philox::new(self.seed, Domain::View, at.epoch, at.position, number as u8);
             view.render(&bench.image, &mut rng, &mut bench.scratch, place.view(number));
@@ -169,25 +166,16 @@ impl Workshop {
         record.present = present;
     }
 
-    /// Decodes the entry into the bench's image. A codec's panic on hostile bytes is the sample's fault, not the run's.
+    /// Decodes the entry into the bench's image. The codec answers a decoder's panic with an error, as it does any bad byte.
     fn decode(&self, bench: &mut Bench, window: &Window, entry: &Entry) -> Result<(), Reject> {
-        let rows = &window.groups[entry.group];
-        let Some(bytes) = rows.image(entry.key.row) else {
-            return Err(self.reject(window, entry, RejectCode::Null, "the row has no image".into()));
+        let Some(bytes) = window.groups[entry.group].image(entry.key.row) else {
+            return Err(self.reject(window, entry, "null", "the row has no image".into()));
         };
-        let decoded = catch_unwind(AssertUnwindSafe(|| codec::decode(bytes, &self.decode, &mut bench.image)));
-        match decoded {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(self.reject(window, entry, RejectCode::Decode, chain(&error))),
-            Err(payload) => {
-                bench.image = Rgb8::default();
-                let reason = format!("the codec panicked: {}", panic_message(&*payload));
-                Err(self.reject(window, entry, RejectCode::Panic, reason))
-            }
-        }
+        codec::decode(bytes, &self.decode, &mut bench.image)
+            .map_err(|error| self.reject(window, entry, error.code(), chain(&error)))
     }
 
-    fn reject(&self, window: &Window, entry: &Entry, code: RejectCode, reason: String) -> Reject {
+    fn reject(&self, window: &Window, entry: &Entry, code: &'static str, reason: String) -> Reject {
         Reject {
             key: entry.key,
             shard: self.dataset.shards()[entry.key.shard.0 as usize].name.clone(),
