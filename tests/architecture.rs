@@ -7,7 +7,7 @@ const ROOMS: [&str; 5] = ["data", "feed", "learn", "measure", "cli"];
 
 /// Where `unsafe` is allowed, and why the compiler cannot do it alone.
 const UNSAFE: [&str; 2] = [
-    "src/feed/slot.rs",     // many writers, each with its own range of one buffer
+    "src/feed/slot.rs",      // many writers, each with its own range of one buffer
     "src/learn/ops/gemm.rs", // the matrix product's raw-pointer interface
 ];
 
@@ -30,16 +30,22 @@ fn sources(folder: &str) -> Vec<(String, String)> {
     walk(&root().join(folder), &mut found);
     found.sort();
     let name = |path: &Path| path.strip_prefix(root()).unwrap().to_string_lossy().replace('\\', "/");
-    found.iter().map(|path| (name(path), std::fs::read_to_string(path).unwrap())).collect()
+    found
+        .iter()
+        .map(|path| (name(path), std::fs::read_to_string(path).unwrap()))
+        .collect()
 }
 
 /// Code without its comments, line by line; strings stay, which is good enough for what is looked for.
 fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    text.lines().enumerate().map(|(index, line)| (index + 1, line.split("//").next().unwrap_or_default()))
+    text.lines()
+        .enumerate()
+        .map(|(index, line)| (index + 1, line.split("//").next().unwrap_or_default()))
 }
 
 fn has_word(line: &str, word: &str) -> bool {
-    line.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|part| part == word)
+    line.split(|c: char| !(c.is_alphanumeric() || c == '_'))
+        .any(|part| part == word)
 }
 
 #[test]
@@ -50,7 +56,10 @@ fn rooms_import_only_earlier_rooms() {
             seen += 1;
             for (line, code) in code(&text) {
                 for later in &ROOMS[index + 1..] {
-                    assert!(!code.contains(&format!("crate::{later}")), "{file}:{line}: {room} imports {later}");
+                    assert!(
+                        !code.contains(&format!("crate::{later}")),
+                        "{file}:{line}: {room} imports {later}"
+                    );
                 }
             }
         }
@@ -72,7 +81,10 @@ fn unsafe_stays_in_its_places() {
     for (file, text) in sources("src") {
         for (line, code) in code(&text) {
             let found = has_word(code, "unsafe") || code.contains("allow(unsafe_code)");
-            assert!(!found || UNSAFE.contains(&file.as_str()), "{file}:{line}: unsafe is not allowed here");
+            assert!(
+                !found || UNSAFE.contains(&file.as_str()),
+                "{file}:{line}: unsafe is not allowed here"
+            );
         }
     }
 }
@@ -81,7 +93,9 @@ fn unsafe_stays_in_its_places() {
 fn data_and_feed_know_no_burn() {
     for (file, text) in ["src/data", "src/feed"].into_iter().flat_map(sources) {
         for (line, code) in code(&text) {
-            let burn = code.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|part| part.starts_with("burn"));
+            let burn = code
+                .split(|c: char| !(c.is_alphanumeric() || c == '_'))
+                .any(|part| part.starts_with("burn"));
             assert!(!burn && !code.contains("cubecl"), "{file}:{line}: {code}");
         }
     }

@@ -24,19 +24,35 @@ const ALLOWED: [&str; 16] = [
 /// Whether an SPDX expression can be satisfied by allowed licences: each `AND` part needs one allowed `OR` alternative.
 fn allowed(expression: &str) -> bool {
     let plain = expression.replace(['(', ')'], "").replace('/', " OR ");
-    plain.split(" AND ").all(|part| part.split(" OR ").any(|licence| ALLOWED.contains(&licence.trim())))
+    plain
+        .split(" AND ")
+        .all(|part| part.split(" OR ").any(|licence| ALLOWED.contains(&licence.trim())))
 }
 
 /// Packages that the default build links, with their licences.
 fn linked() -> Vec<(String, String)> {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--locked", "--offline", "--edges", "normal", "--prefix", "none", "--format", "{p}|{l}"])
+        .args([
+            "tree",
+            "--locked",
+            "--offline",
+            "--edges",
+            "normal",
+            "--prefix",
+            "none",
+            "--format",
+            "{p}|{l}",
+        ])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
-    let line = |line: &str| line.trim_end_matches(" (*)").split_once('|').map(|(p, l)| (p.to_owned(), l.to_owned()));
+    let line = |line: &str| {
+        line.trim_end_matches(" (*)")
+            .split_once('|')
+            .map(|(p, l)| (p.to_owned(), l.to_owned()))
+    };
     text.lines().filter_map(line).collect()
 }
 

@@ -12,7 +12,7 @@ use super::plan::Images;
 use super::recipe::{LoadedRecipe, Recipe};
 use crate::learn::backend::Cpu;
 use crate::learn::checkpoint::read_tensors;
-use crate::learn::input::Normalizer;
+use crate::learn::input::Normalize;
 use crate::learn::resnet::ResNet;
 use crate::learn::{LearnError, weights};
 use crate::measure::features::{Encoder, Labelled};
@@ -56,10 +56,22 @@ pub struct Knn {
 
 impl fmt::Display for Knn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { k, train_images, test_images, .. } = self;
-        writeln!(f, "k-NN accuracy (k = {k}, cosine; {train_images} images vote on {test_images}):")?;
+        let Self {
+            k,
+            train_images,
+            test_images,
+            ..
+        } = self;
+        writeln!(
+            f,
+            "k-NN accuracy (k = {k}, cosine; {train_images} images vote on {test_images}):"
+        )?;
         writeln!(f, "  trained    {:5.1} %", 100.0 * self.trained)?;
-        writeln!(f, "  untrained  {:5.1} %  (same network and seed, batch norm calibrated)", 100.0 * self.untrained)?;
+        writeln!(
+            f,
+            "  untrained  {:5.1} %  (same network and seed, batch norm calibrated)",
+            100.0 * self.untrained
+        )?;
         writeln!(f, "  raw pixels {:5.1} %", 100.0 * self.raw_pixels)
     }
 }
@@ -68,7 +80,10 @@ pub fn run(command: &EvalCommand) -> Result<(), CliError> {
     let EvalCommand::Knn(args) = command;
     let file = args.run.join("recipe.toml");
     if !file.is_file() {
-        return Err(CliError::NothingThere { what: "run", path: args.run.clone() });
+        return Err(CliError::NothingThere {
+            what: "run",
+            path: args.run.clone(),
+        });
     }
     let mut recipe = LoadedRecipe::load(&file, &[])?.recipe;
     if let (Some(train), Some(test)) = (&args.train, &args.test) {
@@ -79,7 +94,11 @@ pub fn run(command: &EvalCommand) -> Result<(), CliError> {
     let knn = knn_of_run(&args.run, &recipe, &images, args.k)?;
     let mut stdout = std::io::stdout();
     if args.json {
-        writeln!(stdout, "{}", serde_json::to_string(&knn).expect("numbers are plain JSON"))?;
+        writeln!(
+            stdout,
+            "{}",
+            serde_json::to_string(&knn).expect("numbers are plain JSON")
+        )?;
     } else {
         write!(stdout, "{knn}")?;
     }
@@ -90,14 +109,20 @@ pub fn run(command: &EvalCommand) -> Result<(), CliError> {
 pub fn knn_of_run(run: &Path, recipe: &Recipe, images: &Images, k: Option<u32>) -> Result<Knn, CliError> {
     let file = run.join("encoder.safetensors");
     if !file.is_file() {
-        return Err(CliError::NothingThere { what: "encoder.safetensors", path: run.to_owned() });
+        return Err(CliError::NothingThere {
+            what: "encoder.safetensors",
+            path: run.to_owned(),
+        });
     }
     let device = Default::default();
-    let input = Normalizer::new(recipe.views.mean, recipe.views.std);
-    let fresh = ResNet::<Cpu>::new(&recipe.encoder, recipe.train.seed, &device);
+    let input = Normalize {
+        mean: recipe.views.mean,
+        std: recipe.views.std,
+    };
+    let fresh = ResNet::<Cpu>::new(&recipe.encoder, recipe.train.seed, &mut 0, &device);
     let tensors = read_tensors(&file)?;
-    let trained = weights::load_torchvision(fresh.clone(), tensors)
-        .map_err(|source| LearnError::Weights { path: file, source })?;
+    let trained =
+        weights::import(fresh.clone(), tensors).map_err(|source| LearnError::Weights { path: file, source })?;
 
     let encoder = Encoder::new(&recipe.eval, &recipe.views, &recipe.decode, recipe.feed.clone(), input);
     let data = Labelled::new(&images.train, images.test.as_ref(), &images.name)?;

@@ -122,7 +122,10 @@ pub enum CliError {
 }
 
 fn change_line(change: &Change) -> String {
-    format!("\n  {}: the run has {}, the recipe {}", change.key, change.run, change.recipe)
+    format!(
+        "\n  {}: the run has {}, the recipe {}",
+        change.key, change.run, change.recipe
+    )
 }
 
 impl CliError {
@@ -136,13 +139,18 @@ impl CliError {
             Self::Learn(error) => error.hints(),
             Self::Measure(error) => error.hints(),
             Self::FewerThanABatch { samples, .. } => {
-                vec![format!("use a smaller batch, such as `--set train.batch_size={}`", (samples / 2).max(2))]
+                vec![format!(
+                    "use a smaller batch, such as `--set train.batch_size={}`",
+                    (samples / 2).max(2)
+                )]
             }
             Self::OtherRecipe { run, .. } => vec![
                 "give a new folder with `--out`, or undo the change".to_owned(),
                 format!("`--init-from {}` starts a new run from its weights", run.display()),
             ],
-            Self::OtherData { .. } => vec!["give the run's own data with `--data`, or a new folder with `--out`".to_owned()],
+            Self::OtherData { .. } => {
+                vec!["give the run's own data with `--data`, or a new folder with `--out`".to_owned()]
+            }
             Self::OtherVersion { .. } | Self::RunExists { .. } => vec!["give a new folder with `--out`".to_owned()],
             Self::NothingThere { what: "run", .. } => {
                 vec!["a run folder is what `vicreg-stream train --out` makes".to_owned()]

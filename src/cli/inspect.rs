@@ -64,7 +64,12 @@ fn views(args: &ViewsArgs) -> Result<(), CliError> {
     let mut png = std::io::Cursor::new(Vec::new());
     picture.write_to(&mut png, image::ImageFormat::Png)?;
     crate::data::store::write_bytes(&args.out, png.get_ref())?;
-    eprintln!("wrote {} x {} pixels to `{}`", picture.width(), picture.height(), args.out.display());
+    eprintln!(
+        "wrote {} x {} pixels to `{}`",
+        picture.width(),
+        picture.height(),
+        args.out.display()
+    );
     Ok(())
 }
 
@@ -76,16 +81,16 @@ fn batches(args: &BatchesArgs) -> Result<(), CliError> {
     let recipe = &loaded.recipe;
     let images = Images::open(&recipe.data)?;
     let plan = Plan::new(recipe, &images)?;
-    let mut feed = Feed::start(
-        Arc::clone(&images.train),
-        plan.feed(recipe),
-        &recipe.feed,
-        args.start,
-    )?;
+    let mut feed = Feed::start(Arc::clone(&images.train), plan.feed(recipe), &recipe.feed, args.start)?;
     let mut stdout = std::io::stdout().lock();
     for step in args.start..args.start.saturating_add(args.steps) {
         let Some(batch) = feed.next()? else { break };
-        writeln!(stdout, "step={step} pixels={:016x} keys={:016x}", batch.pixels_digest(), batch.keys_digest())?;
+        writeln!(
+            stdout,
+            "step={step} pixels={:016x} keys={:016x}",
+            batch.pixels_digest(),
+            batch.keys_digest()
+        )?;
     }
     Ok(())
 }

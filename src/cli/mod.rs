@@ -4,7 +4,7 @@
 
 mod eval;
 mod explain;
-//mod ingest;
+mod ingest;
 mod inspect;
 mod plan;
 mod progress;
@@ -31,7 +31,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Turn folders, Hugging Face Parquet or synthetic:shapes into shuffled shards
-    //Ingest(ingest::IngestArgs),
+    Ingest(ingest::IngestArgs),
     /// Train a recipe; continues by itself where an earlier run of the same recipe stopped
     Train(train::TrainArgs),
     /// Judge the representations of a run
@@ -72,7 +72,7 @@ impl RecipeArgs {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
-        //Command::Ingest(args) => ingest::run(&args),
+        Command::Ingest(args) => ingest::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Eval(command) => eval::run(&command),
         Command::Inspect(command) => inspect::run(&command),

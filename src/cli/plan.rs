@@ -1,11 +1,12 @@
 //! A recipe joined with its data: what will run, in numbers, and the room's inputs made from it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::CliError;
 use super::recipe::{LoadedRecipe, Recipe, RecipeError};
-use crate::data::sources::synthetic;
+use crate::data::sources::{SYNTHETIC, shapes};
 use crate::data::{DataOptions, Dataset, Split};
 use crate::feed::view::AUGMENTATION_VERSION;
 use crate::feed::{FeedPlan, Passes};
@@ -26,12 +27,11 @@ pub struct Images {
 impl Images {
     /// Opens the data of a recipe; makes `synthetic:shapes` if it is not in the cache yet.
     pub fn open(options: &DataOptions) -> Result<Self, CliError> {
-        let (train, mut test) = match synthetic::Spec::parse(&options.path)? {
-            Some(spec) => {
-                let paths = synthetic::ensure_synthetic(&synthetic::default_cache_dir(), &spec)?;
-                (paths.train, Some(paths.test))
-            }
-            None => (PathBuf::from(&options.path), None),
+        let (train, mut test) = if options.path.starts_with(SYNTHETIC) {
+            let paths = shapes::ensure_synthetic(&shapes::default_cache_dir(), &options.path)?;
+            (paths.train, Some(paths.test))
+        } else {
+            (PathBuf::from(&options.path), None)
         };
         if let Some(path) = &options.test {
             test = Some(PathBuf::from(path));
@@ -44,7 +44,11 @@ impl Images {
             // The same folder's held-out shards, where its names tell them apart.
             None => Some(open(root, Split::HeldOut)?).filter(|test| test.fingerprint() != train.fingerprint()),
         };
-        Ok(Self { train, test, name: options.path.clone() })
+        Ok(Self {
+            train,
+            test,
+            name: options.path.clone(),
+        })
     }
 }
 
@@ -67,7 +71,11 @@ impl Plan {
         let (samples, batch_size) = (images.train.len(), recipe.train.batch_size);
         let steps_per_epoch = samples / u64::from(batch_size);
         if steps_per_epoch == 0 {
-            return Err(CliError::FewerThanABatch { data: images.name.clone(), samples, batch_size });
+            return Err(CliError::FewerThanABatch {
+                data: images.name.clone(),
+                samples,
+                batch_size,
+            });
         }
         Ok(Self {
             samples,
@@ -88,7 +96,9 @@ impl Plan {
     /// What the feed of a training run shall do.
     pub fn feed(&self, recipe: &Recipe) -> FeedPlan {
         FeedPlan {
-            passes: Passes::Shuffled { seed: recipe.train.seed },
+            passes: Passes::Shuffled {
+                seed: recipe.train.seed,
+            },
             seed: recipe.train.seed,
             batch_size: recipe.train.batch_size,
             rank: 0,
@@ -111,7 +121,7 @@ impl Plan {
             log_every: recipe.train.log_every,
             checkpoint_every: recipe.train.checkpoint_every,
             keep_checkpoints: recipe.train.keep_checkpoints as usize,
-            encoder_metadata: vec![
+            encoder_metadata: BTreeMap::from([
                 fact("format", "pt".to_owned()),
                 fact("size", recipe.views.size.to_string()),
                 fact("mean", list(&recipe.views.mean)),
@@ -120,7 +130,7 @@ impl Plan {
                 fact("channel_order", "RGB".to_owned()),
                 fact("depth", recipe.encoder.depth.to_string()),
                 fact("width", recipe.encoder.width.to_string()),
-            ],
+            ]),
         }
     }
 
@@ -137,7 +147,9 @@ impl Plan {
 }
 
 fn one_problem(error: impl std::fmt::Display) -> RecipeError {
-    RecipeError::Invalid { problems: vec![error.to_string()] }
+    RecipeError::Invalid {
+        problems: vec![error.to_string()],
+    }
 }
 
 fn interpolation(recipe: &Recipe) -> String {
@@ -153,7 +165,11 @@ pub fn print(loaded: &LoadedRecipe, images: &Images, plan: &Plan, warnings: &[St
         plan.samples,
         images.train.shards().len(),
         images.name,
-        if images.train.has_labels() { ", labelled (labels are used for evaluation only)" } else { "" }
+        if images.train.has_labels() {
+            ", labelled (labels are used for evaluation only)"
+        } else {
+            ""
+        }
     );
     eprintln!(
         "plan: {} steps of {} images; {} steps an epoch, {} images of each epoch dropped so that every batch is full",

@@ -20,7 +20,11 @@ pub fn observer(plan: &LoopPlan, first_step: u64) -> Box<dyn Observer> {
         bar.reset_eta();
         Box::new(Bar { bar })
     } else {
-        Box::new(Lines { end, first_step, began: Instant::now() })
+        Box::new(Lines {
+            end,
+            first_step,
+            began: Instant::now(),
+        })
     }
 }
 
@@ -73,7 +77,13 @@ impl Observer for Lines {
         let done = metrics.step.saturating_sub(self.first_step).max(1) as f64;
         let left = self.end.saturating_sub(metrics.step) as f64;
         let eta = Duration::from_secs_f64(self.began.elapsed().as_secs_f64() / done * left);
-        eprintln!("step {}/{}  {}  eta {}", metrics.step, self.end, summary(metrics), HumanDuration(eta));
+        eprintln!(
+            "step {}/{}  {}  eta {}",
+            metrics.step,
+            self.end,
+            summary(metrics),
+            HumanDuration(eta)
+        );
     }
 
     fn stepped(&mut self, _step: u64) {}

@@ -63,7 +63,9 @@ pub fn decide(
         return Ok((run, Start::Checkpoint(checkpoint)));
     }
     let run = out.unwrap_or(default_out).to_owned();
-    let Some(found) = RunFolder::identity(&run)? else { return Ok((run, Start::Fresh)) };
+    let Some(found) = RunFolder::identity(&run)? else {
+        return Ok((run, Start::Fresh));
+    };
     if *resume == Resume::Never {
         return Err(CliError::RunExists { run });
     }
@@ -108,7 +110,10 @@ pub fn newest_of(path: &Path) -> Result<PathBuf, CliError> {
     if path.join("state.json").is_file() {
         return Ok(path.to_owned());
     }
-    newest(path)?.ok_or_else(|| CliError::NothingThere { what: "checkpoint", path: path.to_owned() })
+    newest(path)?.ok_or_else(|| CliError::NothingThere {
+        what: "checkpoint",
+        path: path.to_owned(),
+    })
 }
 
 fn newest(run: &Path) -> Result<Option<PathBuf>, CliError> {
@@ -131,7 +136,10 @@ fn same(a: &Path, b: &Path) -> bool {
 /// What names the weights that `--init-from` gives: the digest of their file.
 pub fn weights_digest(checkpoint: &Path) -> Result<String, CliError> {
     let file = checkpoint.join("model.safetensors");
-    let bytes =
-        std::fs::read(&file).map_err(|source| LearnError::Io { action: "read", path: file, source })?;
+    let bytes = std::fs::read(&file).map_err(|source| LearnError::Io {
+        action: "read",
+        path: file,
+        source,
+    })?;
     Ok(format!("{:016x}", xxh3_64(&bytes)))
 }

@@ -54,7 +54,8 @@ fn pick(recipe: &Recipe, dataset: &Dataset, images: u32) -> Result<Vec<Rgb8>, Cl
         if picked.len() < images as usize && next < position + u64::from(rows) {
             let group = dataset.read_row_group(shard, row_group)?;
             for row in 0..rows {
-                let wanted = picked.len() < images as usize && position + u64::from(row) >= picked.len() as u64 * stride;
+                let wanted =
+                    picked.len() < images as usize && position + u64::from(row) >= picked.len() as u64 * stride;
                 let mut image = Rgb8::default();
                 if wanted
                     && let Some(bytes) = group.image(row)
@@ -75,7 +76,12 @@ fn fit(original: &Rgb8, tile: u32) -> RgbImage {
         .expect("a decoded image has width x height x 3 bytes");
     let scale = f64::from(tile) / f64::from(original.width.max(original.height));
     let side = |length: u32| ((f64::from(length) * scale).round() as u32).clamp(1, tile);
-    imageops::resize(&picture, side(original.width), side(original.height), imageops::FilterType::Triangle)
+    imageops::resize(
+        &picture,
+        side(original.width),
+        side(original.height),
+        imageops::FilterType::Triangle,
+    )
 }
 
 fn paste(sheet: &mut RgbImage, picture: &RgbImage, x: u32, y: u32) {

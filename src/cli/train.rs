@@ -15,10 +15,10 @@ use super::recipe::{LoadedRecipe, Recipe, resolved_toml};
 use super::resume::{self, Resume, Start};
 use super::{CliError, RecipeArgs, eval, progress};
 use crate::feed::{Feed, QuarantineState};
-use crate::learn::backend::{Cpu, CpuAd};
+use crate::learn::backend::CpuAd;
 use crate::learn::checkpoint::{self, Checkpoint};
-use crate::learn::input::Normalizer;
-use crate::learn::model::VicReg;
+use crate::learn::input::Normalize;
+use crate::learn::model::{MemoryEstimate, VicReg};
 use crate::learn::optim::Optimizer;
 use crate::learn::run::{Identity, RunFolder};
 use crate::learn::trainer::{LoopPlan, Outcome, Trainer};
@@ -75,7 +75,11 @@ pub fn run(args: &TrainArgs) -> Result<(), CliError> {
         _ => run.begin(&prepared.identity, &resolved_toml(&prepared.loaded))?,
     }
     if trainer.step() >= loop_plan.total_steps {
-        eprintln!("the run in `{}` is complete at step {}", prepared.run.display(), trainer.step());
+        eprintln!(
+            "the run in `{}` is complete at step {}",
+            prepared.run.display(),
+            trainer.step()
+        );
     }
     let outcome = drive(&prepared, trainer, &mut run, &loop_plan, quarantine)?;
     drop(run);
@@ -95,7 +99,15 @@ fn prepare(args: &TrainArgs) -> Result<Prepared, CliError> {
     if let Start::Checkpoint(path) = &start {
         identity.init = checkpoint::CheckpointState::load(path)?.identity.init;
     }
-    Ok(Prepared { loaded, images, plan, identity, init, run, start })
+    Ok(Prepared {
+        loaded,
+        images,
+        plan,
+        identity,
+        init,
+        run,
+        start,
+    })
 }
 
 /// The trainer at its first step here, with what is known of bad samples.
@@ -110,20 +122,18 @@ fn build(
     if let (Start::Fresh, Some(path)) = (&prepared.start, &prepared.init) {
         let file = path.join("model.safetensors");
         let tensors = checkpoint::read_tensors(&file)?;
-        model = weights::load(model, tensors).map_err(|source| LearnError::Weights { path: file, source })?;
+        model = weights::import(model, tensors).map_err(|source| LearnError::Weights { path: file, source })?;
         eprintln!("weights from `{}`", path.display());
     }
-    eprintln!(
-        "model: {} parameters in the encoder, {} in the expander",
-        weights::count(&model.backbone),
-        weights::count(&model.projector)
-    );
     let trainer = Trainer::new(
         model,
         Optimizer::new(recipe.optimizer.clone()),
         schedule,
         recipe.loss.clone(),
-        Normalizer::new(recipe.views.mean, recipe.views.std),
+        Normalize {
+            mean: recipe.views.mean,
+            std: recipe.views.std,
+        },
         device,
     );
     match &prepared.start {
@@ -167,7 +177,11 @@ fn drive(
         trainer.step() - first_step(prepared),
         began.elapsed().as_secs_f64(),
         gauges.rejects,
-        if gauges.rejects > 0 { ", see quarantine.jsonl" } else { "" }
+        if gauges.rejects > 0 {
+            ", see quarantine.jsonl"
+        } else {
+            ""
+        }
     );
     Ok(outcome)
 }
@@ -197,7 +211,11 @@ fn report(prepared: &Prepared, outcome: Outcome) -> Result<(), CliError> {
     let mut stdout = std::io::stdout();
     match outcome {
         Outcome::Stopped { step, .. } => {
-            writeln!(stdout, "stopped at step {step} of {}; the same command continues", prepared.plan.total_steps)?;
+            writeln!(
+                stdout,
+                "stopped at step {step} of {}; the same command continues",
+                prepared.plan.total_steps
+            )?;
         }
         Outcome::Complete if prepared.images.train.has_labels() && prepared.loaded.recipe.eval.knn_at_end => {
             let knn = eval::knn_of_run(&prepared.run, &prepared.loaded.recipe, &prepared.images, None)?;
@@ -211,24 +229,34 @@ fn report(prepared: &Prepared, outcome: Outcome) -> Result<(), CliError> {
 
 fn report_dry_run(prepared: &Prepared) -> Result<(), CliError> {
     let recipe: &Recipe = &prepared.loaded.recipe;
-    let device = Default::default();
-    let model = VicReg::<Cpu>::new(&recipe.encoder, &recipe.expander, recipe.train.seed, &device);
-    let (encoder, expander) = (weights::count(&model.backbone), weights::count(&model.projector));
-    let memory = crate::learn::model::memory_estimate(
+    let encoder = recipe.encoder.cost(recipe.views.size as usize).parameters;
+    let expander = recipe.expander.parameters(recipe.encoder.representation_dim());
+    let memory = MemoryEstimate::new(
         &recipe.encoder,
         &recipe.expander,
-        recipe.train.batch_size as usize,
+        recipe.train.batch_size.into(),
         recipe.views.size as usize,
-        &recipe.optimizer,
     );
+    let mb = |bytes: u64| bytes.div_ceil(1 << 20);
     let plan = &prepared.plan;
     let mut stdout = std::io::stdout();
     writeln!(stdout, "samples          {}", plan.samples)?;
     writeln!(stdout, "batch            {}", recipe.train.batch_size)?;
-    writeln!(stdout, "steps an epoch   {} ({} images dropped)", plan.steps_per_epoch, plan.dropped)?;
+    writeln!(
+        stdout,
+        "steps an epoch   {} ({} images dropped)",
+        plan.steps_per_epoch, plan.dropped
+    )?;
     writeln!(stdout, "steps            {}", plan.total_steps)?;
     writeln!(stdout, "parameters       {encoder} encoder + {expander} expander")?;
-    writeln!(stdout, "memory           about {memory}")?;
+    writeln!(
+        stdout,
+        "memory           about {} MB: activations {}, expander and loss {}, parameters and optimiser {}",
+        mb(memory.total()),
+        mb(memory.activations),
+        mb(memory.expander),
+        mb(memory.parameters)
+    )?;
     match &prepared.start {
         Start::Fresh => writeln!(stdout, "start            at step 0 into `{}`", prepared.run.display())?,
         Start::Checkpoint(path) => writeln!(stdout, "start            from `{}`", path.display())?,

@@ -34,9 +34,14 @@ pub struct DecodeOptions {
 impl DecodeOptions {
     /// What is out of range, one sentence each.
     pub fn validate(&self) -> Vec<String> {
-        let limits = [("max_pixels", self.max_pixels), ("max_scans", self.max_scans.into()), ("max_bytes", self.max_bytes)];
+        let limits = [
+            ("max_pixels", self.max_pixels),
+            ("max_scans", self.max_scans.into()),
+            ("max_bytes", self.max_bytes),
+        ];
         let zero = limits.into_iter().filter(|(_, value)| *value == 0);
-        zero.map(|(key, _)| format!("decode.{key} is 0: every image would be rejected")).collect()
+        zero.map(|(key, _)| format!("decode.{key} is 0: every image would be rejected"))
+            .collect()
     }
 }
 

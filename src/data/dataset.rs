@@ -10,8 +10,8 @@ mod footer;
 mod row_group;
 mod split;
 
-pub use split::Split;
 pub use row_group::RowGroup;
+pub use split::Split;
 
 use super::DataError;
 use buffers::BufferPool;

@@ -37,6 +37,9 @@ impl Default for DataOptions {
 impl DataOptions {
     /// The columns to read.
     pub fn columns(&self) -> Columns {
-        Columns { image: self.image_column.clone(), label: self.label_column.clone() }
+        Columns {
+            image: self.image_column.clone(),
+            label: self.label_column.clone(),
+        }
     }
 }

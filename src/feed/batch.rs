@@ -83,6 +83,20 @@ impl Batch {
         self.ring.shape.views
     }
 
+    /// Side of a view, pixels.
+    pub fn side(&self) -> usize {
+        (self.ring.shape.view_bytes / 3).isqrt()
+    }
+
+    /// One view of all samples: u8 `[N, H, W, 3]`, contiguous.
+    ///
+    /// # Panics
+    /// If there is no such view.
+    pub fn view(&self, view: usize) -> &[u8] {
+        let bytes = self.len() * self.ring.shape.view_bytes;
+        &self.pixels()[view * bytes..][..bytes]
+    }
+
     /// u8 `[V, N, H, W, 3]`, contiguous. The address stays the same as long as the batch lives, wherever it is moved.
     pub fn pixels(&self) -> &[u8] {
         self.slot().0.pixels()

@@ -134,11 +134,16 @@ impl FeedError {
     pub fn hints(&self) -> Vec<String> {
         match self {
             Self::SmallerThanBatch { samples, .. } => {
-                vec![format!("use a smaller batch, such as `--set train.batch_size={}`", (samples / 2).max(2))]
+                vec![format!(
+                    "use a smaller batch, such as `--set train.batch_size={}`",
+                    (samples / 2).max(2)
+                )]
             }
             Self::Memory { .. } => vec!["lower `feed.ring` or `train.batch_size`".to_owned()],
             Self::Read { source, .. } => source.hints(),
-            Self::AllBad { .. } => vec!["look at `decode.max_pixels` and the other limits, or at the images".to_owned()],
+            Self::AllBad { .. } => {
+                vec!["look at `decode.max_pixels` and the other limits, or at the images".to_owned()]
+            }
             Self::TooManyBad { .. } => vec![
                 "`quarantine.jsonl` in the run folder names each with its reason".to_owned(),
                 "raise `feed.max_bad_fraction` or `feed.max_bad` to go on all the same".to_owned(),

@@ -64,8 +64,15 @@ impl FeedOptions {
     /// The same with workers chosen for a trainer that computes on the same cores: half of them, and at least one.
     pub fn beside_cpu_trainer(&self) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
-        let workers = if self.workers == 0 { (cores / 2).max(1) } else { self.workers };
-        Self { workers, ..self.clone() }
+        let workers = if self.workers == 0 {
+            (cores / 2).max(1)
+        } else {
+            self.workers
+        };
+        Self {
+            workers,
+            ..self.clone()
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! `checkpoints/step-XXXXXXXX/`: `model.safetensors`, `optimizer.safetensors`, `state.json`. What a step needs beside these
 //! is a pure function of the recipe and the step number: the schedule, the order and every random draw.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -42,7 +43,12 @@ pub struct Checkpoint {
 impl CheckpointState {
     /// The state after `step` steps.
     pub fn new(step: u64, identity: Identity, quarantine: QuarantineState) -> Self {
-        Self { format: FORMAT, step, identity, quarantine }
+        Self {
+            format: FORMAT,
+            step,
+            identity,
+            quarantine,
+        }
     }
 }
 
@@ -51,10 +57,16 @@ impl Checkpoint {
     pub fn save(&self, run: &Path, keep: usize) -> Result<PathBuf, LearnError> {
         let path = run.join("checkpoints").join(format!("step-{:08}", self.state.step));
         let state = serde_json::to_vec_pretty(&self.state).expect("a state is plain JSON");
-        let model = weights::to_safetensors(&self.model, &[]);
-        let optimizer = weights::to_safetensors(&self.optimizer, &[]);
+        let bytes = |tensors: &[NamedTensor]| {
+            weights::to_safetensors(tensors, &BTreeMap::new(), None).expect("parameters have names of their own")
+        };
+        let (model, optimizer) = (bytes(&self.model), bytes(&self.optimizer));
         let pending = store::PendingFolder::create(&path)?;
-        for (name, bytes) in [("model.safetensors", model), ("optimizer.safetensors", optimizer), ("state.json", state)] {
+        for (name, bytes) in [
+            ("model.safetensors", model),
+            ("optimizer.safetensors", optimizer),
+            ("state.json", state),
+        ] {
             let file = pending.path().join(name);
             std::fs::write(&file, bytes).map_err(|source| LearnError::io("write", &file, source))?;
         }
@@ -81,7 +93,10 @@ impl CheckpointState {
     pub fn load(path: &Path) -> Result<Self, LearnError> {
         let file = path.join("state.json");
         let bytes = std::fs::read(&file).map_err(|source| LearnError::io("read", &file, source))?;
-        let broken = |source| LearnError::BrokenJson { path: file.clone(), source };
+        let broken = |source| LearnError::BrokenJson {
+            path: file.clone(),
+            source,
+        };
         let json: serde_json::Value = serde_json::from_slice(&bytes).map_err(broken)?;
         // The format is looked at before the rest, which another format may not have.
         match json.get("format").and_then(serde_json::Value::as_u64) {
@@ -98,7 +113,11 @@ impl CheckpointState {
 /// Reads every tensor of a safetensors file.
 pub fn read_tensors(path: &Path) -> Result<Vec<NamedTensor>, LearnError> {
     let bytes = std::fs::read(path).map_err(|source| LearnError::io("read", path, source))?;
-    weights::from_safetensors(&bytes).map_err(|source| LearnError::Weights { path: path.to_owned(), source })
+    let (tensors, _) = weights::from_safetensors(&bytes).map_err(|source| LearnError::Weights {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(tensors)
 }
 
 /// The complete checkpoints of a run folder, oldest first.

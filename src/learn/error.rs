@@ -62,7 +62,9 @@ pub enum LearnError {
         known: u32,
     },
     /// The loss is NaN or infinite.
-    #[error("the loss is not finite at step {step} (invariance {invariance}, variance {variance}, covariance {covariance})")]
+    #[error(
+        "the loss is not finite at step {step} (invariance {invariance}, variance {variance}, covariance {covariance})"
+    )]
     NotFinite {
         /// Steps done, this one included.
         step: u64,
@@ -85,7 +87,11 @@ pub enum LearnError {
 
 impl LearnError {
     pub(crate) fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
-        Self::Io { action, path: path.to_owned(), source }
+        Self::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
     }
 
     /// What the user can do about it.

@@ -87,7 +87,12 @@ impl RunFolder {
         }
         let metrics = append(&path.join("metrics.jsonl"))?;
         let quarantine = append(&path.join("quarantine.jsonl"))?;
-        Ok(Self { path: path.to_owned(), metrics, quarantine, _lock: lock })
+        Ok(Self {
+            path: path.to_owned(),
+            metrics,
+            quarantine,
+            _lock: lock,
+        })
     }
 
     /// Where it is.
@@ -116,7 +121,10 @@ impl RunFolder {
 
     /// Writes `recipe.toml`; on a resume operational keys may have changed.
     pub fn write_recipe(&self, recipe_toml: &str) -> Result<(), LearnError> {
-        Ok(store::write_bytes(&self.path.join("recipe.toml"), recipe_toml.as_bytes())?)
+        Ok(store::write_bytes(
+            &self.path.join("recipe.toml"),
+            recipe_toml.as_bytes(),
+        )?)
     }
 
     /// Cuts both line files to what step `step` had seen.
@@ -150,21 +158,27 @@ impl RunFolder {
     /// Makes the line files durable: called before a checkpoint claims their steps.
     pub fn sync(&self) -> Result<(), LearnError> {
         for (file, name) in [(&self.metrics, "metrics.jsonl"), (&self.quarantine, "quarantine.jsonl")] {
-            file.sync_data().map_err(|source| LearnError::io("sync", &self.path.join(name), source))?;
+            file.sync_data()
+                .map_err(|source| LearnError::io("sync", &self.path.join(name), source))?;
         }
         Ok(())
     }
 }
 
 fn append(path: &Path) -> Result<File, LearnError> {
-    OpenOptions::new().create(true).append(true).open(path).map_err(|source| LearnError::io("open", path, source))
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .map_err(|source| LearnError::io("open", path, source))
 }
 
 /// One `write` a line, so that a crash leaves at most one torn line, at the end.
 fn write_line(file: &mut File, path: &Path, line: &impl Serialize) -> Result<(), LearnError> {
     let mut text = serde_json::to_string(line).expect("a line is plain JSON");
     text.push('\n');
-    file.write_all(text.as_bytes()).map_err(|source| LearnError::io("write", path, source))
+    file.write_all(text.as_bytes())
+        .map_err(|source| LearnError::io("write", path, source))
 }
 
 /// Keeps the lines of steps up to `step`; a torn last line goes too.
@@ -220,8 +234,10 @@ mod tests {
         run.cut_to(20).unwrap();
         run.log(&metrics(21)).unwrap();
         let text = std::fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
-        let steps: Vec<u64> =
-            text.lines().map(|line| serde_json::from_str::<Metrics>(line).unwrap().step).collect();
+        let steps: Vec<u64> = text
+            .lines()
+            .map(|line| serde_json::from_str::<Metrics>(line).unwrap().step)
+            .collect();
         assert_eq!(steps, [10, 20, 21]);
     }
 

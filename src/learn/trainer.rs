@@ -3,6 +3,7 @@
 //! In: a feed of full batches and a run folder. Out: weights, metrics, checkpoints.
 //! Invariant: the state after step s is a function of (recipe, data, s) alone; threads and interruptions leave no trace in it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use burn::tensor::backend::AutodiffBackend;
 
 use super::checkpoint::{Checkpoint, CheckpointState};
 use super::error::LearnError;
-use super::input::Normalizer;
+use super::input::{self, Normalize};
 use super::model::VicReg;
 use super::norm::Mode;
 use super::ops::TrainOps;
@@ -36,7 +37,7 @@ pub struct Trainer<B: TrainAd> {
     optimizer: Optimizer<B>,
     schedule: Schedule,
     loss: LossOptions,
-    input: Normalizer,
+    input: Normalize,
     device: B::Device,
     step: u64,
 }
@@ -66,7 +67,7 @@ pub struct LoopPlan {
     /// Checkpoints kept.
     pub keep_checkpoints: usize,
     /// Facts that `encoder.safetensors` carries for whoever uses it: size, mean, std, ...
-    pub encoder_metadata: Vec<(String, String)>,
+    pub encoder_metadata: BTreeMap<String, String>,
 }
 
 /// Someone who watches: a progress bar, a log.
@@ -100,10 +101,18 @@ impl<B: TrainAd> Trainer<B> {
         optimizer: Optimizer<B>,
         schedule: Schedule,
         loss: LossOptions,
-        input: Normalizer,
+        input: Normalize,
         device: B::Device,
     ) -> Self {
-        Self { model, optimizer, schedule, loss, input, device, step: 0 }
+        Self {
+            model,
+            optimizer,
+            schedule,
+            loss,
+            input,
+            device,
+            step: 0,
+        }
     }
 
     /// Steps done.
@@ -113,9 +122,17 @@ impl<B: TrainAd> Trainer<B> {
 
     /// Puts a checkpoint's weights, optimiser state and step in place.
     pub fn restore(mut self, checkpoint: Checkpoint, path: &std::path::Path) -> Result<Self, LearnError> {
-        let broken = |source| LearnError::Weights { path: path.to_owned(), source };
-        self.model = weights::load(self.model, checkpoint.model).map_err(broken)?;
-        self.optimizer.load_state(&self.model, checkpoint.optimizer).map_err(|source| LearnError::Optimizer { path: path.to_owned(), source })?;
+        let broken = |source| LearnError::Weights {
+            path: path.to_owned(),
+            source,
+        };
+        self.model = weights::import(self.model, checkpoint.model).map_err(broken)?;
+        self.optimizer
+            .load_state(&self.model, checkpoint.optimizer)
+            .map_err(|source| LearnError::Optimizer {
+                path: path.to_owned(),
+                source,
+            })?;
         self.step = checkpoint.state.step;
         Ok(self)
     }
@@ -124,10 +141,10 @@ impl<B: TrainAd> Trainer<B> {
     fn train_step(&mut self, batch: &Batch) -> StepTerms<B> {
         // Phase 1, encode: each view alone, since its batch norms must see that view's statistics (DESIGN section 7).
         let (mut stats, mut stats_prime) = (Vec::new(), Vec::new());
-        let x = self.input.view::<B>(batch, 0, &self.device); // [N, 3, H, W]
-        let x_prime = self.input.view::<B>(batch, 1, &self.device);
-        let (_, z) = self.model.forward(x, &mut Mode::Train(&mut stats)); // [N, D]
-        let (_, z_prime) = self.model.forward(x_prime, &mut Mode::Train(&mut stats_prime));
+        let x = self.view(batch, 0); // [N, 3, H, W]
+        let x_prime = self.view(batch, 1);
+        let z = self.model.embed(x, &mut Mode::Train(&mut stats)); // [N, D]
+        let z_prime = self.model.embed(x_prime, &mut Mode::Train(&mut stats_prime));
 
         // Phase 2, loss and gradients on the whole batch; a gather over ranks would come between the phases.
         let terms = vicreg_loss(z, z_prime, &self.loss);
@@ -137,7 +154,20 @@ impl<B: TrainAd> Trainer<B> {
         let model = self.optimizer.step(lr, self.model.clone(), gradients);
         self.model = model.update_running(&stats).update_running(&stats_prime);
         self.step += 1;
-        StepTerms { step: self.step, lr, terms: LossTerms { loss: terms.loss.detach(), ..terms } }
+        StepTerms {
+            step: self.step,
+            lr,
+            terms: LossTerms {
+                loss: terms.loss.detach(),
+                ..terms
+            },
+        }
+    }
+
+    /// One view of a batch as the network takes it, `[N, 3, H, W]`.
+    fn view(&self, batch: &Batch, view: usize) -> Tensor<B, 4> {
+        let side = batch.side();
+        input::images(batch.view(view), side, side, self.input, &self.device)
     }
 
     /// Trains until the plan's end, its `stop_at`, or until `stop` is raised.
@@ -167,8 +197,7 @@ impl<B: TrainAd> Trainer<B> {
 
             let stopping = stop.load(Ordering::Relaxed) || self.step == end;
             let saving = stopping || self.step.is_multiple_of(plan.checkpoint_every);
-            let logging =
-                self.step == 1 || self.step == plan.total_steps || self.step.is_multiple_of(plan.log_every);
+            let logging = self.step == 1 || self.step == plan.total_steps || self.step.is_multiple_of(plan.log_every);
             if logging || saving {
                 // Late metrics are read here, before anything is saved: no NaN state is ever kept as good.
                 let last = self.read_back(&mut pending, saved.clone(), run)?;
@@ -186,7 +215,10 @@ impl<B: TrainAd> Trainer<B> {
             }
             if stopping && self.step < plan.total_steps {
                 let checkpoint = saved.expect("a stopping loop has just saved");
-                return Ok(Outcome::Stopped { step: self.step, checkpoint });
+                return Ok(Outcome::Stopped {
+                    step: self.step,
+                    checkpoint,
+                });
             }
         }
         Ok(Outcome::Complete)
@@ -204,21 +236,27 @@ impl<B: TrainAd> Trainer<B> {
             let terms = HostTerms::read(step);
             if !terms.loss.is_finite() {
                 let last_good = saved.or_else(|| Some(super::checkpoint::list(run.path()).ok()?.pop()?.1));
-                let HostTerms { step, invariance, variance, covariance, .. } = terms;
-                return Err(LearnError::NotFinite { step, invariance, variance, covariance, last_good });
+                let HostTerms {
+                    step,
+                    invariance,
+                    variance,
+                    covariance,
+                    ..
+                } = terms;
+                return Err(LearnError::NotFinite {
+                    step,
+                    invariance,
+                    variance,
+                    covariance,
+                    last_good,
+                });
             }
             last = Some(terms);
         }
         Ok(last.expect("a step has just been taken"))
     }
 
-    fn save(
-        &self,
-        feed: &Feed,
-        run: &RunFolder,
-        identity: &Identity,
-        plan: &LoopPlan,
-    ) -> Result<PathBuf, LearnError> {
+    fn save(&self, feed: &Feed, run: &RunFolder, identity: &Identity, plan: &LoopPlan) -> Result<PathBuf, LearnError> {
         run.sync()?;
         let checkpoint = Checkpoint {
             state: CheckpointState::new(self.step, identity.clone(), feed.quarantine_state()),
@@ -226,7 +264,10 @@ impl<B: TrainAd> Trainer<B> {
             optimizer: self.optimizer.state(),
         };
         let path = checkpoint.save(run.path(), plan.keep_checkpoints)?;
-        let encoder = weights::torchvision_safetensors(&self.model.backbone, self.step, &plan.encoder_metadata);
+        let tensors = weights::export(&self.model.backbone);
+        // Each step updates the running statistics twice: view 1, then view 2.
+        let encoder = weights::to_safetensors(&tensors, &plan.encoder_metadata, Some(2 * self.step))
+            .expect("a module's parameters have names of their own");
         store::write_bytes(&run.path().join("encoder.safetensors"), &encoder)?;
         Ok(path)
     }
@@ -281,7 +322,11 @@ struct Clock {
 
 impl Clock {
     fn start() -> Self {
-        Self { started: Instant::now(), waited: Duration::ZERO, steps: 0 }
+        Self {
+            started: Instant::now(),
+            waited: Duration::ZERO,
+            steps: 0,
+        }
     }
 
     fn metrics(&self, terms: &HostTerms, plan: &LoopPlan) -> Metrics {

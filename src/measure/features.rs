@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use burn::tensor::Tensor;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::MeasureError;
@@ -13,7 +14,8 @@ use super::probe::Features;
 use crate::data::{Dataset, DecodeOptions, SampleKey};
 use crate::feed::view::{View, ViewsOptions};
 use crate::feed::{Batch, Feed, FeedOptions, FeedPlan, Passes};
-use crate::learn::input::Normalizer;
+use crate::learn::backend::Cpu;
+use crate::learn::input::{self, Normalize};
 use crate::learn::norm::Mode;
 use crate::learn::ops::TrainOps;
 use crate::learn::resnet::ResNet;
@@ -33,7 +35,10 @@ impl Labelled {
         if !train.has_labels() || test.is_some_and(|test| !test.has_labels()) {
             return Err(MeasureError::NoLabels { data: name.to_owned() });
         }
-        Ok(Self { train: Arc::clone(train), test: test.map(Arc::clone) })
+        Ok(Self {
+            train: Arc::clone(train),
+            test: test.map(Arc::clone),
+        })
     }
 }
 
@@ -52,7 +57,7 @@ pub struct Encoder {
     decode: DecodeOptions,
     feed: FeedOptions,
     batch_size: u32,
-    input: Normalizer,
+    input: Normalize,
 }
 
 impl Encoder {
@@ -62,9 +67,15 @@ impl Encoder {
         views: &ViewsOptions,
         decode: &DecodeOptions,
         feed: FeedOptions,
-        input: Normalizer,
+        input: Normalize,
     ) -> Self {
-        Self { view: eval.view(views), decode: decode.clone(), feed, batch_size: eval.batch_size, input }
+        Self {
+            view: eval.view(views),
+            decode: decode.clone(),
+            feed,
+            batch_size: eval.batch_size,
+            input,
+        }
     }
 
     /// Representations of both halves under running statistics.
@@ -75,14 +86,23 @@ impl Encoder {
         device: &B::Device,
     ) -> Result<(Features, Features), MeasureError> {
         self.halves(data, |batch| {
-            let x = self.input.view::<B>(batch, 0, device); // [N, 3, H, W]
-            network.forward(x, &mut Mode::Eval).into_data().to_vec().expect("representations are f32") // [N, C]
+            let x = self.view::<B>(batch, device); // [N, 3, H, W]
+            network
+                .forward(x, &mut Mode::Eval)
+                .into_data()
+                .to_vec()
+                .expect("representations are f32") // [N, C]
         })
     }
 
     /// The pixels themselves, normalised, as features of length 3 H W.
     pub fn pixels(&self, data: &Labelled) -> Result<(Features, Features), MeasureError> {
-        self.halves(data, |batch| self.input.host(batch, 0))
+        self.halves(data, |batch| {
+            self.view::<Cpu>(batch, &Default::default())
+                .into_data()
+                .to_vec()
+                .expect("pixels are f32") // [N, 3 H W]
+        })
     }
 
     /// An untrained network whose running statistics are those of the training images: its fair baseline, since running
@@ -102,7 +122,7 @@ impl Encoder {
                 break;
             }
             let mut stats = Vec::new();
-            network.forward(self.input.view::<B>(&batch, 0, device), &mut Mode::Train(&mut stats));
+            network.forward(self.view::<B>(&batch, device), &mut Mode::Train(&mut stats));
             seen.push(stats);
         }
         Ok(network.calibrate(&seen))
@@ -123,8 +143,15 @@ impl Encoder {
                 let length = values.len() / batch.len();
                 for (i, row) in values.chunks_exact(length).enumerate() {
                     if batch.present()[i] && batch.labels()[i] >= 0 {
-                        let half = if is_test(batch.keys()[i]) { &mut test } else { &mut train };
-                        half.push(row, batch.labels()[i]);
+                        let half = if is_test(batch.keys()[i]) {
+                            &mut test
+                        } else {
+                            &mut train
+                        };
+                        half.n += 1;
+                        half.d = length;
+                        half.values.extend_from_slice(row);
+                        half.labels.push(batch.labels()[i]);
                     }
                 }
             }
@@ -135,6 +162,11 @@ impl Encoder {
             add(dataset, &|_| true)?;
         }
         Ok((train, test))
+    }
+
+    fn view<B: TrainOps>(&self, batch: &Batch, device: &B::Device) -> Tensor<B, 4> {
+        let side = batch.side();
+        input::images(batch.view(0), side, side, self.input, device)
     }
 
     fn open(&self, dataset: &Arc<Dataset>) -> Result<Feed, MeasureError> {

@@ -30,7 +30,8 @@ impl MeasureError {
     pub fn hints(&self) -> Vec<String> {
         match self {
             Self::NoLabels { .. } => vec![
-                "name labelled folders with `--train DIR --test DIR`, or the column with `data.label_column`".to_owned(),
+                "name labelled folders with `--train DIR --test DIR`, or the column with `data.label_column`"
+                    .to_owned(),
             ],
             Self::Feed(error) => error.hints(),
             Self::Probe(_) => Vec::new(),

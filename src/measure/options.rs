@@ -29,7 +29,13 @@ pub struct EvalOptions {
 
 impl Default for EvalOptions {
     fn default() -> Self {
-        Self { resize: None, k: 20, temperature: 0.07, knn_at_end: true, batch_size: 128 }
+        Self {
+            resize: None,
+            k: 20,
+            temperature: 0.07,
+            knn_at_end: true,
+            batch_size: 128,
+        }
     }
 }
 
@@ -48,8 +54,17 @@ impl EvalOptions {
 
     /// The evaluation's view: resize, then centre crop, bicubic as the training views of the recipes are.
     pub fn view(&self, views: &ViewsOptions) -> View {
-        let resize = self.resize.unwrap_or((f64::from(views.size) * 256.0 / 224.0).round() as u32);
-        let interpolation = views.view.first().map_or(Interpolation::Bicubic, |view| view.interpolation);
-        View::Center { resize, size: views.size, interpolation }
+        let resize = self
+            .resize
+            .unwrap_or((f64::from(views.size) * 256.0 / 224.0).round() as u32);
+        let interpolation = views
+            .view
+            .first()
+            .map_or(Interpolation::Bicubic, |view| view.interpolation);
+        View::Center {
+            resize,
+            size: views.size,
+            interpolation,
+        }
     }
 }

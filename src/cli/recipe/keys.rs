@@ -42,7 +42,9 @@ fn walk(root: &Value, node: &Value, value: &toml::Value, path: &str, plain: &str
     let node = resolve(root, node);
     match value {
         toml::Value::Table(table) => {
-            let Some(known) = node.get("properties").and_then(Value::as_object) else { return Ok(()) };
+            let Some(known) = node.get("properties").and_then(Value::as_object) else {
+                return Ok(());
+            };
             for (key, inner) in table {
                 let (full, full_plain) = (join(path, key), join(plain, key));
                 let Some(next) = known.get(key) else {
@@ -65,7 +67,11 @@ fn walk(root: &Value, node: &Value, value: &toml::Value, path: &str, plain: &str
 }
 
 fn join(path: &str, key: &str) -> String {
-    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+    if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
+    }
 }
 
 /// The known name nearest to `key`, if it is near enough to be what was meant.
@@ -79,7 +85,10 @@ fn nearest<'a>(known: impl Iterator<Item = &'a str>, key: &str) -> Option<&'a st
 
 /// Applies one `key=value`. The value is read as TOML, and as a plain string where that fails.
 pub(super) fn apply_set(table: &mut toml::Table, text: &str) -> Result<(), RecipeError> {
-    let fail = |reason| RecipeError::Set { text: text.to_owned(), reason };
+    let fail = |reason| RecipeError::Set {
+        text: text.to_owned(),
+        reason,
+    };
     let (key, value) = text.split_once('=').ok_or_else(|| fail("there is no `=`"))?;
     let value = format!("x = {value}")
         .parse::<toml::Table>()
@@ -87,19 +96,28 @@ pub(super) fn apply_set(table: &mut toml::Table, text: &str) -> Result<(), Recip
         .and_then(|mut parsed| if parsed.len() == 1 { parsed.remove("x") } else { None })
         .unwrap_or_else(|| toml::Value::String(value.to_owned()));
     let mut parts = key.trim().split('.').peekable();
-    let first = parts.next().filter(|part| !part.is_empty()).ok_or_else(|| fail("the key is empty"))?;
-    let mut place = table.entry(first).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+    let first = parts
+        .next()
+        .filter(|part| !part.is_empty())
+        .ok_or_else(|| fail("the key is empty"))?;
+    let mut place = table
+        .entry(first)
+        .or_insert_with(|| toml::Value::Table(toml::Table::new()));
     for part in parts {
         if part.is_empty() {
             return Err(fail("a part of the key is empty"));
         }
         place = match place {
-            toml::Value::Table(inner) => {
-                inner.entry(part).or_insert_with(|| toml::Value::Table(toml::Table::new()))
-            }
+            toml::Value::Table(inner) => inner
+                .entry(part)
+                .or_insert_with(|| toml::Value::Table(toml::Table::new())),
             toml::Value::Array(items) => {
-                let index: usize = part.parse().map_err(|_| fail("an array needs an index, counted from 0"))?;
-                items.get_mut(index).ok_or_else(|| fail("the array has no such index"))?
+                let index: usize = part
+                    .parse()
+                    .map_err(|_| fail("an array needs an index, counted from 0"))?;
+                items
+                    .get_mut(index)
+                    .ok_or_else(|| fail("the array has no such index"))?
             }
             _ => return Err(fail("the key goes through a value that is not a table")),
         };
@@ -119,15 +137,21 @@ pub fn identity_changes(run: &Value, recipe: &Recipe) -> Vec<Change> {
 
 fn compare(root: &Value, node: &Value, run: &Value, new: &Value, path: &str, changes: &mut Vec<Change>) {
     let resolved = resolve(root, node);
-    if let (Some(known), Some(run), Some(new)) =
-        (resolved.get("properties").and_then(Value::as_object), run.as_object(), new.as_object())
-    {
+    if let (Some(known), Some(run), Some(new)) = (
+        resolved.get("properties").and_then(Value::as_object),
+        run.as_object(),
+        new.as_object(),
+    ) {
         for (key, next) in known.iter().filter(|(_, next)| !is_operational(root, next)) {
             let get = |side: &serde_json::Map<String, Value>| side.get(key).cloned().unwrap_or(Value::Null);
             compare(root, next, &get(run), &get(new), &join(path, key), changes);
         }
     } else if run != new {
-        changes.push(Change { key: path.to_owned(), run: run.to_string(), recipe: new.to_string() });
+        changes.push(Change {
+            key: path.to_owned(),
+            run: run.to_string(),
+            recipe: new.to_string(),
+        });
     }
 }
 

@@ -115,7 +115,9 @@ impl RecipeError {
     /// What the user can do about it.
     pub fn hints(&self) -> Vec<String> {
         match self {
-            Self::UnknownKey { nearest: Some(nearest), .. } => vec![format!("did you mean `{nearest}`?")],
+            Self::UnknownKey {
+                nearest: Some(nearest), ..
+            } => vec![format!("did you mean `{nearest}`?")],
             Self::UnknownKey { nearest: None, .. } => {
                 vec!["`vicreg-stream recipe reference` lists every key".to_owned()]
             }
@@ -129,14 +131,21 @@ impl RecipeError {
 impl LoadedRecipe {
     /// Reads a recipe, applies `--set` changes and checks everything.
     pub fn load(path: &Path, sets: &[String]) -> Result<Self, RecipeError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| RecipeError::Read { path: path.to_owned(), source })?;
-        let name = path.file_stem().map_or_else(|| "run".to_owned(), |stem| stem.to_string_lossy().into_owned());
+        let text = std::fs::read_to_string(path).map_err(|source| RecipeError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let name = path
+            .file_stem()
+            .map_or_else(|| "run".to_owned(), |stem| stem.to_string_lossy().into_owned());
         Self::parse(&text, path, name, sets)
     }
 
     fn parse(text: &str, path: &Path, name: String, sets: &[String]) -> Result<Self, RecipeError> {
-        let parse_error = |source| RecipeError::Parse { path: path.to_owned(), source };
+        let parse_error = |source| RecipeError::Parse {
+            path: path.to_owned(),
+            source,
+        };
         let mut written: toml::Table = text.parse().map_err(parse_error)?;
         for set in sets {
             keys::apply_set(&mut written, set)?;
@@ -148,7 +157,12 @@ impl LoadedRecipe {
             toml::Value::Table(written.clone()).try_into().map_err(parse_error)?
         };
         let warnings = recipe.check()?;
-        Ok(Self { recipe, written, name, warnings })
+        Ok(Self {
+            recipe,
+            written,
+            name,
+            warnings,
+        })
     }
 }
 
@@ -162,14 +176,18 @@ impl Recipe {
         problems.extend(self.decode.validate());
         problems.extend(self.feed.check().err().map(text));
         problems.extend(self.views.validate().into_iter().map(text));
-        problems.extend(self.encoder.validate());
+        problems.extend(self.encoder.validate().err().map(text));
         problems.extend(self.expander.validate().err().map(text));
         problems.extend(self.loss.validate(self.train.batch_size as usize).err().map(text));
         problems.extend(self.optimizer.validate().err().map(text));
         problems.extend(self.schedule.validate().err().map(text));
         problems.extend(self.train.validate());
         problems.extend(self.eval.validate());
-        if problems.is_empty() { Ok(Vec::new()) } else { Err(RecipeError::Invalid { problems }) }
+        if problems.is_empty() {
+            Ok(Vec::new())
+        } else {
+            Err(RecipeError::Invalid { problems })
+        }
     }
 }
 
@@ -194,7 +212,12 @@ mod tests {
     fn set_reaches_into_tables_and_arrays() {
         let loaded = parse(
             "[train]\nbatch_size = 4\n[[views.view]]\nflip = 0.5",
-            &["train.batch_size=32", "feed.workers=3", "views.view.0.flip=0.25", "data.path=some folder"],
+            &[
+                "train.batch_size=32",
+                "feed.workers=3",
+                "views.view.0.flip=0.25",
+                "data.path=some folder",
+            ],
         )
         .unwrap();
         assert_eq!(loaded.recipe.train.batch_size, 32);
@@ -207,12 +230,20 @@ mod tests {
     fn an_unknown_key_names_the_nearest() {
         for (text, set, key, expected) in [
             ("[train]\nbatchsize = 4", None, "train.batchsize", "train.batch_size"),
-            ("[[views.view]]\nflop = 1.0", None, "views.view.0.flop", "views.view.flip"),
+            (
+                "[[views.view]]\nflop = 1.0",
+                None,
+                "views.view.0.flop",
+                "views.view.flip",
+            ),
             ("", Some("trian.seed=1"), "trian", "train"),
         ] {
             let sets: Vec<&str> = set.into_iter().collect();
             match parse(text, &sets).unwrap_err() {
-                RecipeError::UnknownKey { key: found, nearest: Some(nearest) } => {
+                RecipeError::UnknownKey {
+                    key: found,
+                    nearest: Some(nearest),
+                } => {
                     assert_eq!((found.as_str(), nearest.as_str()), (key, expected));
                 }
                 other => panic!("{other:?}"),
@@ -230,14 +261,18 @@ mod tests {
     #[test]
     fn a_wrong_type_is_a_parse_error_with_its_line() {
         let error = parse("[train]\nbatch_size = \"many\"", &[]).unwrap_err();
-        let RecipeError::Parse { source, .. } = error else { panic!("{error:?}") };
+        let RecipeError::Parse { source, .. } = error else {
+            panic!("{error:?}")
+        };
         assert!(source.to_string().contains("line 2"), "{source}");
     }
 
     #[test]
     fn only_identity_keys_count_as_another_run() {
         let old = parse("", &[]).unwrap().recipe;
-        let new = parse("", &["feed.workers=9", "train.seed=5", "train.checkpoint_every=7"]).unwrap().recipe;
+        let new = parse("", &["feed.workers=9", "train.seed=5", "train.checkpoint_every=7"])
+            .unwrap()
+            .recipe;
         let changes = identity_changes(&serde_json::to_value(&old).unwrap(), &new);
         assert_eq!(changes.len(), 1, "{changes:?}");
         assert_eq!(changes[0].key, "train.seed");

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::keys::{is_operational, resolve, schema};
 use super::LoadedRecipe;
+use super::keys::{is_operational, resolve, schema};
 
 /// The resolved recipe as TOML; every key that the user did not write is marked `# default`.
 pub fn resolved_toml(loaded: &LoadedRecipe) -> String {
@@ -18,11 +18,19 @@ pub fn resolved_toml(loaded: &LoadedRecipe) -> String {
 /// Plain values first, then sub-tables, as TOML wants them.
 fn table_lines(text: &mut String, resolved: &toml::Table, written: Option<&toml::Table>, path: &str) {
     for (key, value) in resolved.iter().filter(|(_, value)| !is_tables(value)) {
-        let mark = if written.is_some_and(|table| table.contains_key(key)) { "" } else { " # default" };
+        let mark = if written.is_some_and(|table| table.contains_key(key)) {
+            ""
+        } else {
+            " # default"
+        };
         let _ = writeln!(text, "{key} = {value}{mark}");
     }
     for (key, value) in resolved.iter().filter(|(_, value)| is_tables(value)) {
-        let full = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        let full = if path.is_empty() {
+            key.clone()
+        } else {
+            format!("{path}.{key}")
+        };
         let inner = written.and_then(|table| table.get(key));
         match value {
             toml::Value::Table(table) => {
@@ -66,12 +74,21 @@ pub fn reference_page() -> String {
 
 fn section(page: &mut String, root: &Value, name: &str, node: &Value, array: bool) {
     let inner = resolve(root, node);
-    let heading = if array { format!("[[{name}]]") } else { format!("[{name}]") };
+    let heading = if array {
+        format!("[[{name}]]")
+    } else {
+        format!("[{name}]")
+    };
     let _ = writeln!(page, "\n## `{heading}`\n");
-    let about = node.get("description").or_else(|| inner.get("description")).and_then(Value::as_str);
+    let about = node
+        .get("description")
+        .or_else(|| inner.get("description"))
+        .and_then(Value::as_str);
     let _ = writeln!(page, "{}\n", one_line(about.unwrap_or_default()));
     let _ = writeln!(page, "| key | default | meaning |\n|---|---|---|");
-    let Some(properties) = inner.get("properties").and_then(Value::as_object) else { return };
+    let Some(properties) = inner.get("properties").and_then(Value::as_object) else {
+        return;
+    };
     let mut nested = Vec::new();
     for (key, property) in properties {
         let items = property.get("items").map(|items| resolve(root, items));
@@ -80,8 +97,17 @@ fn section(page: &mut String, root: &Value, name: &str, node: &Value, array: boo
         }
         let meaning = property.get("description").and_then(Value::as_str).unwrap_or_default();
         let choices = choices(root, property);
-        let mark = if is_operational(root, property) || is_operational(root, node) { "**op** " } else { "" };
-        let _ = writeln!(page, "| `{key}` | {} | {mark}{}{choices} |", default_of(property), one_line(meaning));
+        let mark = if is_operational(root, property) || is_operational(root, node) {
+            "**op** "
+        } else {
+            ""
+        };
+        let _ = writeln!(
+            page,
+            "| `{key}` | {} | {mark}{}{choices} |",
+            default_of(property),
+            one_line(meaning)
+        );
     }
     for (full, items) in nested {
         section(page, root, &full, items, true);
@@ -99,7 +125,10 @@ fn default_of(property: &Value) -> String {
 /// The names of an enumeration, where a key has one, with their meanings.
 fn choices(root: &Value, property: &Value) -> String {
     let candidates = [Some(property), property.get("items"), property.pointer("/anyOf/0")];
-    let variants = candidates.into_iter().flatten().find_map(|node| resolve(root, node).get("oneOf")?.as_array());
+    let variants = candidates
+        .into_iter()
+        .flatten()
+        .find_map(|node| resolve(root, node).get("oneOf")?.as_array());
     let Some(variants) = variants else { return String::new() };
     let names: Vec<String> = variants
         .iter()
@@ -109,9 +138,16 @@ fn choices(root: &Value, property: &Value) -> String {
             Some(format!("`{name}`: {}", one_line(about).trim_end_matches('.')))
         })
         .collect();
-    if names.is_empty() { String::new() } else { format!(" Choices: {}.", names.join("; ")) }
+    if names.is_empty() {
+        String::new()
+    } else {
+        format!(" Choices: {}.", names.join("; "))
+    }
 }
 
 fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
+    text.split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+        .replace('|', "\\|")
 }

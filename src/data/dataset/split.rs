@@ -37,7 +37,8 @@ impl Split {
 
 /// Whether a word of the name is one of `words`; words end where letters do.
 fn says(name: &str, words: &[&str]) -> bool {
-    name.split(|c: char| !c.is_ascii_alphabetic()).any(|part| words.iter().any(|word| part.eq_ignore_ascii_case(word)))
+    name.split(|c: char| !c.is_ascii_alphabetic())
+        .any(|part| words.iter().any(|word| part.eq_ignore_ascii_case(word)))
 }
 
 #[cfg(test)]
@@ -50,7 +51,11 @@ mod tests {
 
     #[test]
     fn a_folder_with_splits_is_divided() {
-        let names = ["test-00000-of-00001.parquet", "train-00000-of-00002.parquet", "train-00001-of-00002.parquet"];
+        let names = [
+            "test-00000-of-00001.parquet",
+            "train-00000-of-00002.parquet",
+            "train-00001-of-00002.parquet",
+        ];
         assert_eq!(select(Split::Train, &names), &names[1..]);
         assert_eq!(select(Split::HeldOut, &names), &names[..1]);
         assert_eq!(select(Split::All, &names), &names);
@@ -61,7 +66,11 @@ mod tests {
 
     #[test]
     fn a_folder_of_one_split_or_of_none_is_whole() {
-        for names in [["train-0.parquet", "train-1.parquet"], ["a.parquet", "contest.parquet"], ["test-0.parquet", "test-1.parquet"]] {
+        for names in [
+            ["train-0.parquet", "train-1.parquet"],
+            ["a.parquet", "contest.parquet"],
+            ["test-0.parquet", "test-1.parquet"],
+        ] {
             assert_eq!(select(Split::Train, &names), &names);
             assert_eq!(select(Split::HeldOut, &names), &names);
         }
