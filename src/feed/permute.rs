@@ -7,8 +7,9 @@
 
 use crate::data::rng::Philox;
 
-/// More than the four that make a pseudo-random permutation of large domains, because ours have few bits.
-const ROUNDS: usize = 8;
+/// Four rounds serve large domains, but ours may have two bits: over 400,000 keys, the images of 0 and 1 are 300 to 700
+/// standard deviations off uniform (chi-square, n = 5 to 8) after 8 rounds, up to 10 after 16, and within noise after 24.
+const ROUNDS: usize = 24;
 
 /// A keyed bijection of `0..len`.
 #[derive(Clone, Debug)]

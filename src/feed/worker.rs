@@ -64,11 +64,11 @@ impl Workshop {
                 self.board.fail(place.batch(), error);
                 return Ok(());
             }
+            self.gauges.images.fetch_add(1, Ordering::Relaxed);
             place.finish();
             if window.release() {
                 self.board.reader.wake();
             }
-            self.gauges.images.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
     }

@@ -204,15 +204,7 @@ fn batches_come_back_in_any_order() {
 }
 
 #[test]
-fn slot_memory_is_the_givers_and_is_given_back() {
-    use std::sync::atomic::AtomicUsize;
-    static LIVE: AtomicUsize = AtomicUsize::new(0);
-    struct Counted(Box<dyn SlotBytes>);
-    impl Drop for Counted {
-        fn drop(&mut self) {
-            LIVE.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
+fn slot_memory_is_the_givers_and_may_run_out() {
     struct Two(u32);
     impl SlotMemory for Two {
         fn allocate(&mut self, len: usize) -> Result<Box<dyn SlotBytes>, Box<dyn std::error::Error + Send + Sync>> {
