@@ -159,14 +159,15 @@ fn fill(
 /// Whether (u, v), in the copy's frame and in radii, is inside the shape.
 fn inside(class: usize, u: f64, v: f64) -> bool {
     let r = u.hypot(v);
-    let turn = v.atan2(u);
+    // Most shapes do without the angle, which is what costs.
+    let turn = || v.atan2(u);
     match CLASSES[class] {
         "disc" => r <= 0.9,
         "ring" => (0.55..=1.0).contains(&r),
         "bar" => u.abs() <= 1.1 && v.abs() <= 0.36,
         "triangle" => v.max(-v / 2.0 + 0.866 * u).max(-v / 2.0 - 0.866 * u) <= 0.55,
         "star" => {
-            let a = (turn.rem_euclid(TAU / 5.0) - PI / 5.0).abs();
+            let a = (turn().rem_euclid(TAU / 5.0) - PI / 5.0).abs();
             let (x, y) = (r * a.cos(), r * a.sin());
             let (tip_y, tip_x) = (PI / 5.0).sin_cos();
             let (tip_x, tip_y, q) = (1.15 * tip_x, 1.15 * tip_y, 0.42);
@@ -178,7 +179,7 @@ fn inside(class: usize, u: f64, v: f64) -> bool {
             let cell = |t: f64| ((t + 0.93) / 0.62).floor() as i64;
             u.abs().max(v.abs()) <= 0.93 && (cell(u) + cell(v)) % 2 == 0
         }
-        "spiral" => r <= 1.1 && (turn / TAU - 1.6 * r).rem_euclid(1.0) < 0.5,
+        "spiral" => r <= 1.1 && (turn() / TAU - 1.6 * r).rem_euclid(1.0) < 0.5,
         _ => {
             let satellite = |k: u32| {
                 let (sin, cos) = (TAU * f64::from(k) / 5.0).sin_cos();
