@@ -3,7 +3,7 @@
     python tools/check_ingest.py DIR
 
 Uses pyarrow (data set and single files), and pandas, DuckDB and `datasets` where they are installed. Prints one line a reader and
-fails with a message on the first difference. Run with pyarrow 26.0.1, Pillow 13.0.0.
+fails with a message on the first difference. Run with pyarrow 26.0.1, pandas 3.1.1, DuckDB 2.0.1, datasets 5.2.0, Pillow 13.0.0.
 """
 
 import importlib.util
@@ -64,7 +64,7 @@ def main(folder):
 
         count, total = duckdb.sql(
             f"select count(*), sum(octet_length(image.bytes)) from read_parquet('{folder}/*.parquet')"
-        ).fetchone()
+        ).fetchall()[0]
         assert (count, total) == (rows, sum(sizes))
         print(f"duckdb: {count} rows, {total} image bytes")
     if importlib.util.find_spec("datasets"):

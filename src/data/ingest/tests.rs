@@ -66,7 +66,7 @@ fn a_folder_tree_comes_out_once_untouched_and_shuffled() {
     let source = tree(&dir.path().join("in"), 60);
     let out = dir.path().join("out");
     let mut stages = Vec::new();
-    let summary = ingest(&[source.clone()], &out, &small(), &mut |p| stages.push(p)).unwrap();
+    let summary = ingest(std::slice::from_ref(&source), &out, &small(), &mut |p| stages.push(p)).unwrap();
     assert_eq!((summary.samples, summary.rejected, summary.shards), (60, 0, 1));
     assert_eq!(summary.label_names.as_deref().unwrap(), ["ant", "bee", "cow"]);
     assert!(
@@ -149,7 +149,7 @@ fn verify_decodes_in_full() {
         pair.copy_from_slice(&[0xff, 0x00]);
     }
     std::fs::write(root.join("ant/bad.jpg"), &bytes).unwrap();
-    let quick = run(&[source.clone()], &dir.path().join("quick"), &small()).unwrap();
+    let quick = run(std::slice::from_ref(&source), &dir.path().join("quick"), &small()).unwrap();
     assert_eq!(quick.rejected, 0);
     let full = run(
         &[source],
@@ -335,7 +335,7 @@ fn other_arguments_and_other_folders_are_refused() {
 
     let source = tree(&dir.path().join("in"), 3);
     for inside in [dir.path().join("in"), dir.path().join("in/new/deep")] {
-        let error = run(&[source.clone()], &inside, &small()).unwrap_err();
+        let error = run(std::slice::from_ref(&source), &inside, &small()).unwrap_err();
         assert!(matches!(error, IngestError::OutInsideSource { .. }), "{error}");
     }
     assert!(matches!(run(&[], &out, &small()), Err(IngestError::NoSources)));
@@ -379,7 +379,7 @@ fn a_source_that_changed_is_not_the_same_ingest() {
     let dir = tempfile::tempdir().unwrap();
     let source = tree(&dir.path().join("in"), 40);
     let out = dir.path().join("out");
-    assert!(interrupted(&[source.clone()], &out, &small(), 2));
+    assert!(interrupted(std::slice::from_ref(&source), &out, &small(), 2));
     std::fs::write(dir.path().join("in/ant/zzz.jpg"), draw::jpeg(1, 99)).unwrap();
     let error = run(&[source], &out, &small()).unwrap_err();
     assert!(error.to_string().contains("fingerprint"), "{error}");

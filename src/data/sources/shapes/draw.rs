@@ -48,10 +48,11 @@ fn pixels(rng: &mut Philox, class: usize, noise: &mut Philox) -> Vec<u8> {
     let mut out = Vec::with_capacity(SIDE * SIDE * 3);
     for y in 0..SIDE {
         for x in 0..SIDE {
-            for channel in 0..3 {
-                let at = |dy: usize, dx: usize| canvas[(2 * y + dy) * FINE + 2 * x + dx][channel];
-                let mean = (at(0, 0) + at(0, 1) + at(1, 0) + at(1, 1)) / 4.0;
-                let value = (mean * gain + 0.03 * noise.normal()).clamp(0.0, 1.0);
+            let fine = |dy: usize, dx: usize| canvas[(2 * y + dy) * FINE + 2 * x + dx];
+            let corners = [fine(0, 0), fine(0, 1), fine(1, 0), fine(1, 1)];
+            let mean: Colour = std::array::from_fn(|c| corners.iter().map(|corner| corner[c]).sum::<f64>() / 4.0);
+            for value in mean {
+                let value = (value * gain + 0.03 * noise.normal()).clamp(0.0, 1.0);
                 out.push((value * 255.0).round() as u8);
             }
         }
