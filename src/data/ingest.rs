@@ -334,10 +334,10 @@ fn merge_labels(sources: &[Box<dyn Source>]) -> Result<MergedLabels, IngestError
         }
     };
     let index: std::collections::HashMap<&str, i64> = names.iter().map(String::as_str).zip(0..).collect();
-    let map = |s: &Box<dyn Source>| Some(s.labels().names()?.iter().map(|n| index[n.as_str()]).collect());
+    let map = |labels: &Labels| Some(labels.names()?.iter().map(|n| index[n.as_str()]).collect());
     Ok(MergedLabels {
         column,
-        maps: sources.iter().map(map).collect(),
+        maps: sources.iter().map(|s| map(s.labels())).collect(),
     })
 }
 

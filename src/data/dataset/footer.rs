@@ -86,11 +86,12 @@ pub fn open(path: &Path, columns: &Columns) -> Result<Footer, DataError> {
         ReadFooter::Broken(reason) => footer(reason.into()),
     })?;
     // The Parquet library may panic on bytes that are not what they claim; to us that is a broken footer.
-    let metadata = std::panic::catch_unwind(|| ParquetMetaDataReader::decode_metadata(&raw))
-        .map_err(|_| footer("its metadata makes no sense".into()))?
-        .map_err(|e| footer(e.into()))?;
-    check_row_groups(&metadata, bytes).map_err(|reason| footer(reason.into()))?;
-    let opened = resolve(path, Arc::new(metadata), columns, &footer)?;
+    let opened = std::panic::catch_unwind(|| {
+        let metadata = ParquetMetaDataReader::decode_metadata(&raw).map_err(|e| footer(e.into()))?;
+        check_row_groups(&metadata, bytes).map_err(|reason| footer(reason.into()))?;
+        resolve(path, Arc::new(metadata), columns, &footer)
+    })
+    .unwrap_or_else(|_| Err(footer("its metadata makes no sense".into())))?;
     Ok(Footer { bytes, raw, opened })
 }
 
@@ -151,7 +152,7 @@ fn resolve(
     path: &Path,
     metadata: Arc<ParquetMetaData>,
     columns: &Columns,
-    footer: &dyn Fn(Cause) -> DataError,
+    footer: &(dyn Fn(Cause) -> DataError + std::panic::RefUnwindSafe),
 ) -> Result<Opened, DataError> {
     let descr = metadata.file_metadata().schema_descr();
     let roots = descr.root_schema().get_fields();

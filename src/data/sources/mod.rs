@@ -47,7 +47,7 @@ pub struct Place {
 /// One image as a source lists it.
 #[derive(Clone, Debug)]
 pub struct Listed<'a> {
-    /// Where it lies; `None` for a null in the image column.
+    /// Where it lies.
     pub place: Place,
     /// Whether there is an image at all (a row may be null).
     pub present: bool,

@@ -48,10 +48,11 @@ fn pixels(rng: &mut Philox, class: usize, noise: &mut Philox) -> Vec<u8> {
     let mut out = Vec::with_capacity(SIDE * SIDE * 3);
     for y in 0..SIDE {
         for x in 0..SIDE {
-            for channel in 0..3 {
-                let at = |dy: usize, dx: usize| canvas[(2 * y + dy) * FINE + 2 * x + dx][channel];
-                let mean = (at(0, 0) + at(0, 1) + at(1, 0) + at(1, 1)) / 4.0;
-                let value = (mean * gain + 0.03 * noise.normal()).clamp(0.0, 1.0);
+            let fine = |dy: usize, dx: usize| canvas[(2 * y + dy) * FINE + 2 * x + dx];
+            let corners = [fine(0, 0), fine(0, 1), fine(1, 0), fine(1, 1)];
+            let mean: Colour = std::array::from_fn(|c| corners.iter().map(|corner| corner[c]).sum::<f64>() / 4.0);
+            for value in mean {
+                let value = (value * gain + 0.03 * noise.normal()).clamp(0.0, 1.0);
                 out.push((value * 255.0).round() as u8);
             }
         }
@@ -159,14 +160,15 @@ fn fill(
 /// Whether (u, v), in the copy's frame and in radii, is inside the shape.
 fn inside(class: usize, u: f64, v: f64) -> bool {
     let r = u.hypot(v);
-    let turn = v.atan2(u);
+    // Most shapes do without the angle, which is what costs.
+    let turn = || v.atan2(u);
     match CLASSES[class] {
         "disc" => r <= 0.9,
         "ring" => (0.55..=1.0).contains(&r),
         "bar" => u.abs() <= 1.1 && v.abs() <= 0.36,
         "triangle" => v.max(-v / 2.0 + 0.866 * u).max(-v / 2.0 - 0.866 * u) <= 0.55,
         "star" => {
-            let a = (turn.rem_euclid(TAU / 5.0) - PI / 5.0).abs();
+            let a = (turn().rem_euclid(TAU / 5.0) - PI / 5.0).abs();
             let (x, y) = (r * a.cos(), r * a.sin());
             let (tip_y, tip_x) = (PI / 5.0).sin_cos();
             let (tip_x, tip_y, q) = (1.15 * tip_x, 1.15 * tip_y, 0.42);
@@ -178,7 +180,7 @@ fn inside(class: usize, u: f64, v: f64) -> bool {
             let cell = |t: f64| ((t + 0.93) / 0.62).floor() as i64;
             u.abs().max(v.abs()) <= 0.93 && (cell(u) + cell(v)) % 2 == 0
         }
-        "spiral" => r <= 1.1 && (turn / TAU - 1.6 * r).rem_euclid(1.0) < 0.5,
+        "spiral" => r <= 1.1 && (turn() / TAU - 1.6 * r).rem_euclid(1.0) < 0.5,
         _ => {
             let satellite = |k: u32| {
                 let (sin, cos) = (TAU * f64::from(k) / 5.0).sin_cos();
