@@ -1,7 +1,7 @@
 //! Colour: brightness, contrast, saturation, hue, grey, solarise and flip, in place on interleaved RGB.
 //!
-//! In and out: `pixels`, RGB row-major. Invariant: every pass equals Pillow's arithmetic bit for bit (the tests compare all
-//! 2^24 colours); floats are single operations in a fixed order, never contracted, so all CPUs agree.
+//! In and out: `pixels`, RGB row-major. Invariant: every pass equals Pillow's arithmetic bit for bit (hue, saturation and
+//! grey are tested on all 2^24 colours); floats are single operations in a fixed order, never contracted, so all CPUs agree.
 //! Source: Pillow 13 (Blend.c, Convert.c, ImageEnhance, ImageOps) as torchvision 0.29 calls it.
 
 /// Pillow's blend of two values: `from + factor * (to - from)` in f32, cut off to an integer, clipped to 0..=255.
