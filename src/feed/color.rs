@@ -1,7 +1,7 @@
 //! Colour: brightness, contrast, saturation, hue, grey, solarise and flip, in place on interleaved RGB.
 //!
-//! In and out: `pixels`, RGB row-major. Invariant: every pass equals Pillow's arithmetic bit for bit (the tests compare all
-//! 2^24 colours); floats are single operations in a fixed order, never contracted, so all CPUs agree.
+//! In and out: `pixels`, RGB row-major. Invariant: every pass equals Pillow's arithmetic bit for bit (hue, saturation and
+//! grey are tested on all 2^24 colours); floats are single operations in a fixed order, never contracted, so all CPUs agree.
 //! Source: Pillow 13 (Blend.c, Convert.c, ImageEnhance, ImageOps) as torchvision 0.29 calls it.
 
 /// Pillow's blend of two values: `from + factor * (to - from)` in f32, cut off to an integer, clipped to 0..=255.
@@ -79,47 +79,58 @@ pub fn hue(pixels: &mut [u8], turns: f64) {
     }
 }
 
-/// Pillow's `rgb2hsv`: f32 where its C has float, f64 where a constant promotes to double.
+/// Pillow's `rgb2hsv`, without its branches (a noisy picture mispredicts them all).
+///
+/// Where r is the largest channel its hue is bc - gc, with bc = (max - b) / range and so on; 2 + rc - bc for g, 4 + gc - rc for
+/// b. The smallest channel's share is exactly 1, the largest one's 0, so in each of the six orders the hue is
+/// `base + sign * share of the middle channel`: exact in f64, then rounded to f32 once, as in its C.
+/// The hue of a grey is not 0 here as it is there; with saturation 0 it has no effect.
 #[inline(always)]
 fn rgb_to_hsv([r, g, b]: [u8; 3]) -> [u8; 3] {
-    let high = r.max(g).max(b);
-    let low = r.min(g).min(b);
-    if high == low {
-        return [0, 0, high];
-    }
-    let range = f32::from(high - low);
-    let [rc, gc, bc] = [r, g, b].map(|value| f32::from(high - value) / range);
-    let hue = if r == high {
-        bc - gc
-    } else if g == high {
-        (2.0 + f64::from(rc) - f64::from(bc)) as f32
-    } else {
-        (4.0 + f64::from(gc) - f64::from(rc)) as f32
-    };
+    let (high, low) = (r.max(g).max(b), r.min(g).min(b));
+    let middle = r.min(g).max(r.max(g).min(b));
+    let range = f32::from((high - low).max(1));
+    let share = f32::from(high - middle) / range;
+    // Index: r >= g, g >= b, r >= b as bits. Two of the eight cannot be.
+    const BASE: [f64; 8] = [3.0, 0.0, 3.0, 1.0, 5.0, -1.0, 0.0, 1.0];
+    const SIGN: [f64; 8] = [1.0, 0.0, -1.0, 1.0, -1.0, 1.0, 0.0, -1.0];
+    let order = usize::from(r >= g) << 2 | usize::from(g >= b) << 1 | usize::from(r >= b);
+    let hue = (BASE[order] + SIGN[order] * f64::from(share)) as f32;
     // Its fmod(x, 1) for x in 5/6..2; the subtraction is exact.
     let turn = f64::from(hue) / 6.0 + 1.0;
     let turn = if turn >= 1.0 { turn - 1.0 } else { turn };
-    let saturation = range / f32::from(high);
+    let saturation = f32::from(high - low) / f32::from(high.max(1));
     [
-        (f64::from(turn as f32) * 255.0) as u8,
-        (f64::from(saturation) * 255.0) as u8,
+        cut(f64::from(turn as f32) * 255.0),
+        cut(f64::from(saturation) * 255.0),
         high,
     ]
 }
 
-/// Where a hue byte lies on the colour wheel: which sixth, and how far into it.
+/// Where a hue byte lies on the colour wheel.
 #[derive(Clone, Copy)]
 struct Sextant {
-    index: u8,
+    /// For r, g and b: which of [v, p, q, t].
+    channels: [u8; 3],
+    /// How far into its sixth.
     fraction: f32,
 }
 
 impl Sextant {
     fn of(hue: u8) -> Self {
+        let [v, p, q, t] = [0, 1, 2, 3];
         let position = f64::from(hue) * 6.0 / 255.0;
         let whole = position.floor();
+        let channels = match whole as u8 % 6 {
+            0 => [v, t, p],
+            1 => [q, v, p],
+            2 => [p, v, t],
+            3 => [p, q, v],
+            4 => [t, p, v],
+            _ => [v, p, q],
+        };
         Self {
-            index: whole as u8 % 6,
+            channels,
             fraction: (position - whole) as f32,
         }
     }
@@ -131,16 +142,15 @@ fn hsv_to_rgb(sextant: &Sextant, s: u8, v: u8) -> [u8; 3] {
     let share = (f64::from(s) / 255.0) as f32;
     let value = f64::from(v);
     // Values are 0..=255, where round-half-away is the same as cutting off x + 0.5.
-    let round = |x: f64| (x + 0.5) as u8;
-    let p = round(value * (1.0 - f64::from(share)));
-    let q = round(value * (1.0 - f64::from(share * sextant.fraction)));
-    let t = round(value * (1.0 - f64::from(share) * (1.0 - f64::from(sextant.fraction))));
-    match sextant.index {
-        0 => [v, t, p],
-        1 => [q, v, p],
-        2 => [p, v, t],
-        3 => [p, q, v],
-        4 => [t, p, v],
-        _ => [v, p, q],
-    }
+    let p = cut(value * (1.0 - f64::from(share)) + 0.5);
+    let q = cut(value * (1.0 - f64::from(share * sextant.fraction)) + 0.5);
+    let t = cut(value * (1.0 - f64::from(share) * (1.0 - f64::from(sextant.fraction))) + 0.5);
+    let choices = [v, p, q, t];
+    sextant.channels.map(|choice| choices[usize::from(choice & 3)])
+}
+
+/// Integer part of 0..256.
+#[inline(always)]
+fn cut(x: f64) -> u8 {
+    x as i32 as u8
 }

@@ -1,8 +1,7 @@
 //! 100,000 draws against torchvision's 100,000: the same distribution, option by option.
 //!
-//! Histograms are compared by the Kolmogorov-Smirnov distance at the edges of their bins. For two samples of n = 100,000 it
-//! is above 0.0111 by chance once in 5,000 (1.96... sqrt(ln(2 / p) / n)); our draws have a fixed seed, so the test either
-//! always passes or never.
+//! Histograms are compared by the Kolmogorov-Smirnov distance at the edges of their bins. Two samples of one distribution are
+//! further apart than sqrt(ln(2 / p) / n) with probability p. Our draws have a fixed seed, so a test passes always or never.
 
 use super::fixture;
 use crate::data::rng::{Domain, Philox};
@@ -12,7 +11,7 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 
 const N: usize = 100_000;
-/// sqrt(ln(2 / p) / N) with p = 1e-5.
+/// p = 1e-5.
 const LARGEST_DISTANCE: f64 = 0.01105;
 
 #[derive(Deserialize)]
