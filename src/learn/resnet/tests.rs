@@ -404,3 +404,43 @@ fn pooled_groups_have_the_statistics_of_the_whole() {
         }
     }
 }
+
+/// CPU seconds of a training step without optimiser: `cargo test --lib step_speed -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn step_speed() {
+    let cifar = ResNetOptions { stem: Stem::Cifar, zero_init_residual: false, ..Default::default() };
+    for (what, options, n, size) in [
+        ("ResNet-18, 32x32, 128 images", ResNetOptions { depth: 18, ..cifar.clone() }, 128, 32),
+        ("depth 8, width 0.25, 32x32, 512 images", ResNetOptions { depth: 8, width: 0.25, ..cifar }, 512, 32),
+        ("ResNet-18, 224x224, 8 images", ResNetOptions { depth: 18, ..Default::default() }, 8, 224),
+        ("ResNet-50, 224x224, 4 images", ResNetOptions::default(), 4, 224),
+    ] {
+        let net = net::<Ad>(&options, 1);
+        let x = TensorData::new(hashed(n * 3 * size * size, 7), [n, 3, size, size]);
+        let x = Tensor::<Ad, 4>::from_data(x, &Default::default());
+        for _ in 0..3 {
+            let (start, cpu) = (std::time::Instant::now(), cpu_seconds());
+            let mut stats = Vec::new();
+            let loss = net.forward(x.clone(), &mut Mode::Train(&mut stats)).powi_scalar(2).mean();
+            let forward = cpu_seconds();
+            drop(loss.backward());
+            let end = cpu_seconds();
+            eprintln!(
+                "{what}: wall {:.2} s, CPU {:.2} s (forward {:.2}, of all {:.2} in the system)",
+                start.elapsed().as_secs_f64(),
+                end.0 + end.1 - cpu.0 - cpu.1,
+                forward.0 + forward.1 - cpu.0 - cpu.1,
+                end.1 - cpu.1
+            );
+        }
+    }
+}
+
+/// User and system seconds of this process so far (Linux, ticks of 10 ms).
+fn cpu_seconds() -> (f64, f64) {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<f64> =
+        stat.rsplit(')').next().unwrap().split_whitespace().map(|f| f.parse().unwrap_or(0.0)).collect();
+    (fields[11] / 100.0, fields[12] / 100.0)
+}
