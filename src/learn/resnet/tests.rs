@@ -416,6 +416,9 @@ fn step_speed() {
         ("ResNet-18, 224x224, 8 images", ResNetOptions { depth: 18, ..Default::default() }, 8, 224),
         ("ResNet-50, 224x224, 4 images", ResNetOptions::default(), 4, 224),
     ] {
+        if std::env::var("STEP").is_ok_and(|only| !what.contains(&only)) {
+            continue;
+        }
         let net = net::<Ad>(&options, 1);
         let x = TensorData::new(hashed(n * 3 * size * size, 7), [n, 3, size, size]);
         let x = Tensor::<Ad, 4>::from_data(x, &Default::default());
