@@ -94,7 +94,7 @@ mod tests {
         assert_eq!(maps.dims(), [1, 3, 1, 2]);
         // torchvision: normalize(to_tensor(...)) in float64.
         let expected = [
-            -2.117_903_9,
+            -2.117_904,
             -0.371_179_04,
             2.428_571_4,
             -2.018_207_3,

@@ -115,7 +115,13 @@ pub(super) fn statistics(x: &[f32], p: Planes) -> (Vec<f32>, Vec<f32>) {
     let part = |x: &[f32]| {
         let mut sums = Sums(vec![[0.0; 2]; p.channels]);
         let value = |v: f32, _: f32, _: usize| [f64::from(v), f64::from(v) * f64::from(v)];
-        arch.dispatch(Add { sums: &mut sums, p, a: x, b: x, value });
+        arch.dispatch(Add {
+            sums: &mut sums,
+            p,
+            a: x,
+            b: x,
+            value,
+        });
         sums
     };
     let sums = Sums::total(x.par_chunks(p.chunk()).map(part).collect());
@@ -158,15 +164,39 @@ pub(super) fn affine(x: &[f32], p: Planes, scale: &[f32], shift: &[f32], after: 
     chunks.for_each(|(i, (y, x))| {
         let residual = after.residual.map(|r| &r[i * p.chunk()..][..x.len()]);
         match (residual, after.relu) {
-            (None, false) => arch.dispatch(Map { p, a: x, b: x, out: y, value: |v, _, c| v * scale[c] + shift[c] }),
+            (None, false) => arch.dispatch(Map {
+                p,
+                a: x,
+                b: x,
+                out: y,
+                value: |v, _, c| v * scale[c] + shift[c],
+            }),
             (None, true) => {
-                arch.dispatch(Map { p, a: x, b: x, out: y, value: |v, _, c| rectify(v * scale[c] + shift[c]) });
+                arch.dispatch(Map {
+                    p,
+                    a: x,
+                    b: x,
+                    out: y,
+                    value: |v, _, c| rectify(v * scale[c] + shift[c]),
+                });
             }
             (Some(r), false) => {
-                arch.dispatch(Map { p, a: x, b: r, out: y, value: |v, r, c| v * scale[c] + shift[c] + r });
+                arch.dispatch(Map {
+                    p,
+                    a: x,
+                    b: r,
+                    out: y,
+                    value: |v, r, c| v * scale[c] + shift[c] + r,
+                });
             }
             (Some(r), true) => {
-                arch.dispatch(Map { p, a: x, b: r, out: y, value: |v, r, c| rectify(v * scale[c] + shift[c] + r) });
+                arch.dispatch(Map {
+                    p,
+                    a: x,
+                    b: r,
+                    out: y,
+                    value: |v, r, c| rectify(v * scale[c] + shift[c] + r),
+                });
             }
         }
     });
@@ -278,7 +308,13 @@ pub(super) fn gradients(mut grad: Vec<f32>, p: Planes, saved: &Saved<'_>) -> Gra
     let part = |(grad, x): (&[f32], &[f32])| {
         let mut sums = Sums(vec![[0.0; 2]; p.channels]);
         let value = |g: f32, x: f32, c: usize| [f64::from(g), f64::from(g) * f64::from(x - saved.mean[c])];
-        arch.dispatch(Add { sums: &mut sums, p, a: grad, b: x, value });
+        arch.dispatch(Add {
+            sums: &mut sums,
+            p,
+            a: grad,
+            b: x,
+            value,
+        });
         sums
     };
     let sums = Sums::total(
@@ -309,7 +345,12 @@ pub(super) fn gradients(mut grad: Vec<f32>, p: Planes, saved: &Saved<'_>) -> Gra
                 let [scale, slope, offset, mean] = coefficients[c];
                 scale * g + (slope * (x - mean) + offset)
             };
-            arch.dispatch(Update { p, a: grad, b: x, value });
+            arch.dispatch(Update {
+                p,
+                a: grad,
+                b: x,
+                value,
+            });
         });
     Gradients {
         input: grad,
@@ -324,7 +365,12 @@ pub(super) fn mask(grad: &mut [f32], p: Planes, output: &[f32]) {
     grad.par_chunks_mut(p.chunk())
         .zip(output.par_chunks(p.chunk()))
         .for_each(|(grad, output)| {
-            arch.dispatch(Update { p, a: grad, b: output, value: |g, y, _| if y <= 0.0 { 0.0 } else { g } });
+            arch.dispatch(Update {
+                p,
+                a: grad,
+                b: output,
+                value: |g, y, _| if y <= 0.0 { 0.0 } else { g },
+            });
         });
 }
 
