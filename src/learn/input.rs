@@ -95,7 +95,7 @@ mod tests {
         // torchvision: normalize(to_tensor(...)) in float64.
         let expected = [
             -2.117_904,
-            -0.371_189_6,
+            -0.371_179_04,
             2.428_571_4,
             -2.018_207_3,
             -0.915_555_6,

@@ -216,10 +216,7 @@ pub fn to_safetensors(
     metadata: &BTreeMap<String, String>,
     tracked: Option<u64>,
 ) -> Result<Vec<u8>, WeightsError> {
-    let bytes: Vec<Vec<u8>> = tensors
-        .iter()
-        .map(|t| t.values.iter().flat_map(|v| v.to_le_bytes()).collect())
-        .collect();
+    let bytes: Vec<Vec<u8>> = tensors.iter().map(|t| little_endian(&t.values)).collect();
     let tracked = tracked.map(|count| (count as i64).to_le_bytes());
     let mut views = Vec::new();
     for (tensor, bytes) in tensors.iter().zip(&bytes) {
@@ -235,6 +232,12 @@ pub fn to_safetensors(
         }
     }
     Ok(with_metadata(serialize(views, None)?, metadata))
+}
+
+fn little_endian(values: &[f32]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(4 * values.len());
+    values.iter().for_each(|v| bytes.extend_from_slice(&v.to_le_bytes()));
+    bytes
 }
 
 /// Puts metadata into a header. The crate would write it in a hash map's order: other bytes at each call.

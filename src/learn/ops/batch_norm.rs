@@ -5,7 +5,7 @@
 //! threads nor the instruction set change a bit.
 //! Source: Ioffe and Szegedy 2015, algorithm 1 and its gradient.
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 /// Partial sums kept apart inside a plane.
@@ -114,7 +114,14 @@ pub(super) fn statistics(x: &[f32], p: Planes) -> (Vec<f32>, Vec<f32>) {
     let arch = Arch::new();
     let part = |x: &[f32]| {
         let mut sums = Sums(vec![[0.0; 2]; p.channels]);
-        arch.dispatch(|| sums.add(p, x, x, |v, _, _| [f64::from(v), f64::from(v) * f64::from(v)]));
+        let value = |v: f32, _: f32, _: usize| [f64::from(v), f64::from(v) * f64::from(v)];
+        arch.dispatch(Add {
+            sums: &mut sums,
+            p,
+            a: x,
+            b: x,
+            value,
+        });
         sums
     };
     let sums = Sums::total(x.par_chunks(p.chunk()).map(part).collect());
@@ -156,12 +163,42 @@ pub(super) fn affine(x: &[f32], p: Planes, scale: &[f32], shift: &[f32], after: 
     let chunks = y.par_chunks_mut(p.chunk()).zip(x.par_chunks(p.chunk())).enumerate();
     chunks.for_each(|(i, (y, x))| {
         let residual = after.residual.map(|r| &r[i * p.chunk()..][..x.len()]);
-        arch.dispatch(|| match (residual, after.relu) {
-            (None, false) => map(p, x, x, y, |v, _, c| v * scale[c] + shift[c]),
-            (None, true) => map(p, x, x, y, |v, _, c| rectify(v * scale[c] + shift[c])),
-            (Some(r), false) => map(p, x, r, y, |v, r, c| v * scale[c] + shift[c] + r),
-            (Some(r), true) => map(p, x, r, y, |v, r, c| rectify(v * scale[c] + shift[c] + r)),
-        });
+        match (residual, after.relu) {
+            (None, false) => arch.dispatch(Map {
+                p,
+                a: x,
+                b: x,
+                out: y,
+                value: |v, _, c| v * scale[c] + shift[c],
+            }),
+            (None, true) => {
+                arch.dispatch(Map {
+                    p,
+                    a: x,
+                    b: x,
+                    out: y,
+                    value: |v, _, c| rectify(v * scale[c] + shift[c]),
+                });
+            }
+            (Some(r), false) => {
+                arch.dispatch(Map {
+                    p,
+                    a: x,
+                    b: r,
+                    out: y,
+                    value: |v, r, c| v * scale[c] + shift[c] + r,
+                });
+            }
+            (Some(r), true) => {
+                arch.dispatch(Map {
+                    p,
+                    a: x,
+                    b: r,
+                    out: y,
+                    value: |v, r, c| rectify(v * scale[c] + shift[c] + r),
+                });
+            }
+        }
     });
     y
 }
@@ -197,6 +234,58 @@ fn map(p: Planes, a: &[f32], b: &[f32], out: &mut [f32], value: impl Fn(f32, f32
     }
 }
 
+// The passes as types: a closure given to `dispatch` is not sure to be compiled for the instruction set, these are.
+
+/// [`Sums::add`].
+struct Add<'a, F> {
+    sums: &'a mut Sums,
+    p: Planes,
+    a: &'a [f32],
+    b: &'a [f32],
+    value: F,
+}
+
+impl<F: Fn(f32, f32, usize) -> [f64; 2]> WithSimd for Add<'_, F> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) {
+        self.sums.add(self.p, self.a, self.b, self.value);
+    }
+}
+
+/// [`map`].
+struct Map<'a, F> {
+    p: Planes,
+    a: &'a [f32],
+    b: &'a [f32],
+    out: &'a mut [f32],
+    value: F,
+}
+
+impl<F: Fn(f32, f32, usize) -> f32> WithSimd for Map<'_, F> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) {
+        map(self.p, self.a, self.b, self.out, self.value);
+    }
+}
+
+/// [`update`].
+struct Update<'a, F> {
+    p: Planes,
+    a: &'a mut [f32],
+    b: &'a [f32],
+    value: F,
+}
+
+impl<F: Fn(f32, f32, usize) -> f32> WithSimd for Update<'_, F> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) {
+        update(self.p, self.a, self.b, self.value);
+    }
+}
+
 /// What the gradient needs of the forward pass.
 pub(super) struct Saved<'a> {
     pub(super) x: &'a [f32],
@@ -218,10 +307,13 @@ pub(super) fn gradients(mut grad: Vec<f32>, p: Planes, saved: &Saved<'_>) -> Gra
     let arch = Arch::new();
     let part = |(grad, x): (&[f32], &[f32])| {
         let mut sums = Sums(vec![[0.0; 2]; p.channels]);
-        arch.dispatch(|| {
-            sums.add(p, grad, x, |g, x, c| {
-                [f64::from(g), f64::from(g) * f64::from(x - saved.mean[c])]
-            });
+        let value = |g: f32, x: f32, c: usize| [f64::from(g), f64::from(g) * f64::from(x - saved.mean[c])];
+        arch.dispatch(Add {
+            sums: &mut sums,
+            p,
+            a: grad,
+            b: x,
+            value,
         });
         sums
     };
@@ -249,11 +341,15 @@ pub(super) fn gradients(mut grad: Vec<f32>, p: Planes, saved: &Saved<'_>) -> Gra
     grad.par_chunks_mut(p.chunk())
         .zip(saved.x.par_chunks(p.chunk()))
         .for_each(|(grad, x)| {
-            arch.dispatch(|| {
-                update(p, grad, x, |g, x, c| {
-                    let [scale, slope, offset, mean] = coefficients[c];
-                    scale * g + (slope * (x - mean) + offset)
-                });
+            let value = |g, x, c: usize| {
+                let [scale, slope, offset, mean] = coefficients[c];
+                scale * g + (slope * (x - mean) + offset)
+            };
+            arch.dispatch(Update {
+                p,
+                a: grad,
+                b: x,
+                value,
             });
         });
     Gradients {
@@ -269,10 +365,11 @@ pub(super) fn mask(grad: &mut [f32], p: Planes, output: &[f32]) {
     grad.par_chunks_mut(p.chunk())
         .zip(output.par_chunks(p.chunk()))
         .for_each(|(grad, output)| {
-            arch.dispatch(|| {
-                for (g, &y) in grad.iter_mut().zip(output) {
-                    *g = if y <= 0.0 { 0.0 } else { *g };
-                }
+            arch.dispatch(Update {
+                p,
+                a: grad,
+                b: output,
+                value: |g, y, _| if y <= 0.0 { 0.0 } else { g },
             });
         });
 }

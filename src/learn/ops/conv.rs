@@ -1,4 +1,4 @@
-//! Convolution on the CPU: forward, input gradient and weight gradient as gathered products (see [`super::gather`]).
+//! Convolution on the CPU, forward and the input's gradient, as gathered products (see [`super::gather`]).
 //!
 //! In and out: contiguous slices in NCHW. A few samples at a time are padded into a scratch that stays in cache; channels are
 //! the lanes. The input gradient of a strided convolution falls apart into stride x stride convolutions of stride 1, one a
@@ -18,9 +18,6 @@ const CHUNK_PIXELS: usize = 256;
 const PIXEL_BLOCK: usize = 192;
 /// Taps (input channels x kernel) a panel slice holds: 256 rows of 64 lanes are 64 KB.
 const TAP_BLOCK: usize = 256;
-/// Parts of the batch that sum their weight gradients apart, at most.
-const WEIGHT_PARTS: usize = 8;
-
 /// Sizes of one convolution.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ConvShape {
@@ -58,31 +55,31 @@ impl ConvShape {
         }
     }
 
-    fn taps(&self) -> usize {
+    pub(super) fn taps(&self) -> usize {
         self.input[0] * self.kernel[0] * self.kernel[1]
     }
 }
 
-fn volume(dims: [usize; 3]) -> usize {
+pub(super) fn volume(dims: [usize; 3]) -> usize {
     dims.iter().product()
 }
 
 /// Zeros around each plane of `[C, H, W]`, by axis: (before, after).
 #[derive(Clone, Copy, Debug)]
-struct Border {
-    dims: [usize; 3],
+pub(super) struct Border {
+    pub(super) dims: [usize; 3],
     rows: (usize, usize),
     columns: (usize, usize),
 }
 
 impl Border {
-    fn padded(&self) -> [usize; 3] {
+    pub(super) fn padded(&self) -> [usize; 3] {
         let [c, h, w] = self.dims;
         [c, h + self.rows.0 + self.rows.1, w + self.columns.0 + self.columns.1]
     }
 
     /// Copies the samples in `source` with their borders; borrows them where there is no border.
-    fn apply<'a>(&self, source: &'a [f32], scratch: &'a mut Vec<f32>) -> &'a [f32] {
+    pub(super) fn apply<'a>(&self, source: &'a [f32], scratch: &'a mut Vec<f32>) -> &'a [f32] {
         let ([_, h, w], [_, ph, pw]) = (self.dims, self.padded());
         if (h, w) == (ph, pw) {
             return source;
@@ -105,6 +102,8 @@ struct Phase {
     pixels: Vec<u32>,
     /// Place of each pixel in an output plane.
     places: Vec<u32>,
+    /// Whether the pixels are all of the plane, in order.
+    whole: bool,
     /// Offset of each tap.
     taps: Vec<u32>,
     /// Weights by block of output channels, `[taps, width]`.
@@ -112,19 +111,21 @@ struct Phase {
 }
 
 /// `out[N, Cout, Ho, Wo] = x * weight`.
-pub(super) fn forward(x: &[f32], weight: &[f32], shape: ConvShape) -> Vec<f32> {
+pub(super) fn forward(arch: Arch, x: &[f32], weight: &[f32], shape: ConvShape) -> Vec<f32> {
     let (border, pixels, taps) = forward_gather(&shape);
     let places = (0..pixels.len() as u32).collect();
     let taps_count = taps.len();
-    let panels = pack(shape.output[0], taps_count, |channel, tap| {
+    let panels = pack(arch, shape.output[0], taps_count, |channel, tap| {
         weight[channel * taps_count + tap]
     });
     run(
+        arch,
         x,
         border,
         &[Phase {
             pixels,
             places,
+            whole: true,
             taps,
             panels,
         }],
@@ -133,7 +134,7 @@ pub(super) fn forward(x: &[f32], weight: &[f32], shape: ConvShape) -> Vec<f32> {
 }
 
 /// Borders, pixel bases and tap offsets of the forward convolution; the weight gradient gathers by the same lists.
-fn forward_gather(shape: &ConvShape) -> (Border, Vec<u32>, Vec<u32>) {
+pub(super) fn forward_gather(shape: &ConvShape) -> (Border, Vec<u32>, Vec<u32>) {
     let ConvArgs { stride, padding } = shape.args;
     let border = Border {
         dims: shape.input,
@@ -153,7 +154,12 @@ fn forward_gather(shape: &ConvShape) -> (Border, Vec<u32>, Vec<u32>) {
 }
 
 /// Weights as lanes: block by block of the `channels` that come out, `[taps, width]`.
-fn pack(channels: usize, taps: usize, weight: impl Fn(usize, usize) -> f32 + Sync) -> Vec<(Block, Vec<f32>)> {
+fn pack(
+    arch: Arch,
+    channels: usize,
+    taps: usize,
+    weight: impl Fn(usize, usize) -> f32 + Sync,
+) -> Vec<(Block, Vec<f32>)> {
     let pack = |block: Block| {
         let mut panel = vec![0.0; taps * block.width];
         for (tap, lanes) in panel.chunks_exact_mut(block.width).enumerate() {
@@ -163,16 +169,12 @@ fn pack(channels: usize, taps: usize, weight: impl Fn(usize, usize) -> f32 + Syn
         }
         (block, panel)
     };
-    Lanes::of_this_cpu()
-        .blocks(channels)
-        .into_par_iter()
-        .map(pack)
-        .collect()
+    Lanes::of(arch).blocks(channels).into_par_iter().map(pack).collect()
 }
 
 /// Runs all phases over the batch, a few samples at a time.
-fn run(source: &[f32], border: Border, phases: &[Phase], output: [usize; 3]) -> Vec<f32> {
-    let (arch, sample_in, sample_out) = (Arch::new(), volume(border.dims), volume(output));
+fn run(arch: Arch, source: &[f32], border: Border, phases: &[Phase], output: [usize; 3]) -> Vec<f32> {
+    let (sample_in, sample_out) = (volume(border.dims), volume(output));
     let mut out = vec![0.0; source.len() / sample_in * sample_out];
     let samples = CHUNK_PIXELS.div_ceil(output[1] * output[2]);
     out.par_chunks_mut(samples * sample_out)
@@ -231,8 +233,17 @@ impl Phase {
             let sums = &sums[done * block.width..(done + run) * block.width];
             for channel in 0..block.channels {
                 let to = &mut out[(sample * output[0] + block.first + channel) * plane..][..plane];
-                for (&place, sums) in places.iter().zip(sums.chunks_exact(block.width)) {
-                    to[place as usize] = sums[channel];
+                let values = sums[channel..].iter().step_by(block.width);
+                if self.whole {
+                    to[pixel..pixel + run]
+                        .iter_mut()
+                        .zip(values)
+                        .for_each(|(to, &value)| *to = value);
+                } else {
+                    places
+                        .iter()
+                        .zip(values)
+                        .for_each(|(&place, &value)| to[place as usize] = value);
                 }
             }
             done += run;
@@ -243,7 +254,7 @@ impl Phase {
 /// Gradient of the input, `[N, Cin, H, W]`, from that of the output.
 ///
 /// `dx[h] = sum_k g[(h + padding - k) / stride] w[k]` over the taps k that divide: they depend on h mod stride alone.
-pub(super) fn input_grad(grad: &[f32], weight: &[f32], shape: ConvShape) -> Vec<f32> {
+pub(super) fn input_grad(arch: Arch, grad: &[f32], weight: &[f32], shape: ConvShape) -> Vec<f32> {
     let ([cout, ho, wo], [cin, h, w], [kh, kw]) = (shape.output, shape.input, shape.kernel);
     let rows = Axis::new(h, ho, kh, shape.args);
     let columns = Axis::new(w, wo, kw, shape.args);
@@ -269,7 +280,7 @@ pub(super) fn input_grad(grad: &[f32], weight: &[f32], shape: ConvShape) -> Vec<
             let taps = (0..cout)
                 .flat_map(|c| kernel.iter().map(move |(_, offset)| (c * ph * pw + offset) as u32))
                 .collect::<Vec<_>>();
-            let panels = pack(cin, taps.len(), |channel, tap| {
+            let panels = pack(arch, cin, taps.len(), |channel, tap| {
                 let (c, (k, _)) = (tap / kernel.len(), kernel[tap % kernel.len()]);
                 weight[(c * cin + channel) * kh * kw + k]
             });
@@ -277,12 +288,13 @@ pub(super) fn input_grad(grad: &[f32], weight: &[f32], shape: ConvShape) -> Vec<
             phases.push(Phase {
                 pixels,
                 places: pair(&row.places, &column.places, w),
+                whole: shape.args.stride == 1,
                 taps,
                 panels,
             });
         }
     }
-    run(grad, border, &phases, shape.input)
+    run(arch, grad, border, &phases, shape.input)
 }
 
 /// One axis of the input gradient.
@@ -313,7 +325,7 @@ impl Axis {
         let phases = (0..stride.min(input)).map(|phase| AxisPhase {
             places: (phase..input).step_by(stride).collect(),
             taps: (0..kernel)
-                .filter(|tap| (phase + padding + kernel * stride - tap) % stride == 0)
+                .filter(|tap| (phase + padding + kernel * stride - tap).is_multiple_of(stride))
                 .map(|tap| {
                     let offset = (phase as isize + padding as isize - tap as isize).div_euclid(stride as isize);
                     (tap, (offset + before as isize) as usize)
@@ -324,148 +336,5 @@ impl Axis {
             border: (before, (highest + 1).saturating_sub(output)),
             phases: phases.collect(),
         }
-    }
-}
-
-/// Gradient of the kernel, `[Cout, Cin, Kh, Kw]`.
-pub(super) fn weight_grad(x: &[f32], grad: &[f32], shape: ConvShape) -> Vec<f32> {
-    let (border, pixels, taps) = forward_gather(&shape);
-    let blocks = Lanes::of_this_cpu().blocks(shape.output[0]);
-    let width: usize = blocks.iter().map(|b| b.width).sum();
-    let (sample_in, sample_out) = (volume(shape.input), volume(shape.output));
-    let parts = (shape.n * pixels.len() / 8192).clamp(1, WEIGHT_PARTS);
-    let samples = shape.n.div_ceil(parts).max(1);
-    let gather = Gather {
-        arch: Arch::new(),
-        border,
-        pixels,
-        taps,
-        blocks,
-    };
-    let sums: Vec<Vec<f32>> = x
-        .par_chunks(samples * sample_in)
-        .zip(grad.par_chunks(samples * sample_out))
-        .map(|(x, grad)| {
-            let mut sums = vec![0.0; gather.taps.len() * width];
-            gather.weight_grad(x, grad, &mut sums);
-            sums
-        })
-        .collect();
-    let total = sums.into_iter().reduce(|mut total, part| {
-        total.iter_mut().zip(&part).for_each(|(a, b)| *a += b);
-        total
-    });
-    // No sample, no gradient.
-    let total = total.unwrap_or_else(|| vec![0.0; gather.taps.len() * width]);
-    gather.kernel(&total, &shape)
-}
-
-/// What the weight gradient's chunks share.
-struct Gather {
-    arch: Arch,
-    border: Border,
-    pixels: Vec<u32>,
-    taps: Vec<u32>,
-    blocks: Vec<Block>,
-}
-
-impl Gather {
-    /// Adds the gradient of some samples to `sums`: by block `[taps, width]`.
-    fn weight_grad(&self, x: &[f32], grad: &[f32], sums: &mut [f32]) {
-        // Some hundred pixels at a time: their transposed gradient stays in the second-level cache.
-        const PIXELS: usize = 512;
-        let (sample_in, padded) = (volume(self.border.dims), volume(self.border.padded()));
-        let plane = self.pixels.len();
-        let channels: usize = self.blocks.iter().map(|b| b.channels).sum();
-        let samples = (PIXELS / plane).max(1);
-        let (mut scratch, mut lanes) = (Vec::new(), Vec::new());
-        for (x, grad) in x
-            .chunks(samples * sample_in)
-            .zip(grad.chunks(samples * channels * plane))
-        {
-            let source = self.border.apply(x, &mut scratch);
-            let count = grad.len() / (channels * plane);
-            let all: Vec<u32> = (0..count)
-                .flat_map(|s| self.pixels.iter().map(move |p| p + (s * padded) as u32))
-                .collect();
-            let step = if count == 1 { PIXELS } else { all.len() };
-            for (index, cols) in all.chunks(step).enumerate() {
-                let mut rest = &mut *sums;
-                for block in &self.blocks {
-                    let (mine, others) = rest.split_at_mut(self.taps.len() * block.width);
-                    rest = others;
-                    transpose(grad, *block, channels, plane, index * step, cols.len(), &mut lanes);
-                    self.add(source, cols, &lanes, *block, mine);
-                }
-            }
-        }
-    }
-
-    /// `sums[tap] += sum over pixels of source[tap + pixel] lanes[pixel]`, many taps at a time on as many threads as there are.
-    fn add(&self, source: &[f32], cols: &[u32], panel: &[f32], block: Block, sums: &mut [f32]) {
-        const TAPS: usize = 48;
-        self.taps
-            .par_chunks(TAPS)
-            .zip(sums.par_chunks_mut(TAPS * block.width))
-            .for_each(|(rows, out)| {
-                Product {
-                    source,
-                    rows,
-                    cols,
-                    panel,
-                    block,
-                    out,
-                    add: true,
-                }
-                .run(self.arch);
-            });
-    }
-
-    /// Sums by block, `[taps, width]`, as a kernel `[Cout, taps]`.
-    fn kernel(&self, sums: &[f32], shape: &ConvShape) -> Vec<f32> {
-        let taps = shape.taps();
-        let mut kernel = vec![0.0; shape.output[0] * taps];
-        let mut rest = sums;
-        for block in &self.blocks {
-            let (mine, others) = rest.split_at(taps * block.width);
-            rest = others;
-            for (channel, row) in kernel[block.first * taps..]
-                .chunks_exact_mut(taps)
-                .take(block.channels)
-                .enumerate()
-            {
-                for (value, lanes) in row.iter_mut().zip(mine.chunks_exact(block.width)) {
-                    *value = lanes[channel];
-                }
-            }
-        }
-        kernel
-    }
-}
-
-/// Gradients `[N, C, P]` of a block's channels as lanes `[pixels, width]`, from pixel `first` (counted over samples) on.
-fn transpose(
-    grad: &[f32],
-    block: Block,
-    channels: usize,
-    plane: usize,
-    first: usize,
-    count: usize,
-    lanes: &mut Vec<f32>,
-) {
-    lanes.clear();
-    lanes.resize(count * block.width, 0.0);
-    let mut done = 0;
-    while done < count {
-        let (sample, pixel) = ((first + done) / plane, (first + done) % plane);
-        let run = (count - done).min(plane - pixel);
-        let to = &mut lanes[done * block.width..(done + run) * block.width];
-        for channel in 0..block.channels {
-            let from = &grad[(sample * channels + block.first + channel) * plane + pixel..][..run];
-            for (to, &from) in to.chunks_exact_mut(block.width).zip(from) {
-                to[channel] = from;
-            }
-        }
-        done += run;
     }
 }

@@ -4,10 +4,12 @@ use super::{
     ConvArgs, NormGrads, NormSaved, Normed, TrainOps,
     batch_norm::{self, After, Planes, Saved},
     conv::{self, ConvShape},
+    conv_weight,
 };
 use crate::learn::input::{self, Normalize};
 use burn::tensor::{TensorData, ops::FloatTensor};
 use burn_flex::{Flex, FlexTensor};
+use pulp::Arch;
 
 /// The values of a contiguous f32 tensor.
 fn values(tensor: &FlexTensor) -> &[f32] {
@@ -31,7 +33,10 @@ impl TrainOps for Flex {
         let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
         let shape = ConvShape::new(dims(&x), dims(&weight), args);
         let [c, h, w] = shape.output;
-        from_vec(conv::forward(values(&x), values(&weight), shape), &[shape.n, c, h, w])
+        from_vec(
+            conv::forward(Arch::new(), values(&x), values(&weight), shape),
+            &[shape.n, c, h, w],
+        )
     }
 
     fn conv_input_grad(
@@ -42,7 +47,10 @@ impl TrainOps for Flex {
     ) -> FloatTensor<Self> {
         let (weight, grad) = (weight.to_contiguous(), grad.to_contiguous());
         let shape = ConvShape::new(dims(&x), dims(&weight), args);
-        from_vec(conv::input_grad(values(&grad), values(&weight), shape), dims(&x))
+        from_vec(
+            conv::input_grad(Arch::new(), values(&grad), values(&weight), shape),
+            dims(&x),
+        )
     }
 
     fn conv_weight_grad(
@@ -53,7 +61,10 @@ impl TrainOps for Flex {
     ) -> FloatTensor<Self> {
         let (x, grad) = (x.to_contiguous(), grad.to_contiguous());
         let shape = ConvShape::new(dims(&x), dims(&weight), args);
-        from_vec(conv::weight_grad(values(&x), values(&grad), shape), dims(&weight))
+        from_vec(
+            conv_weight::weight_grad(Arch::new(), values(&x), values(&grad), shape),
+            dims(&weight),
+        )
     }
 
     fn norm(

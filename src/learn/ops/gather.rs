@@ -10,7 +10,7 @@ use pulp::{Arch, Simd, WithSimd};
 /// Floats in the widest tile of any instruction set below: 6 rows of 4 vectors of 16.
 const TILE: usize = 384;
 
-/// Floats in a vector and most vectors in a panel row that leave registers for the sums, on this CPU.
+/// Floats in a vector, and most vectors in a panel row that leave registers for the sums, in an instruction set.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lanes {
     vector: usize,
@@ -18,7 +18,7 @@ pub(super) struct Lanes {
 }
 
 impl Lanes {
-    pub(super) fn of_this_cpu() -> Self {
+    pub(super) fn of(arch: Arch) -> Self {
         struct Ask;
         impl WithSimd for Ask {
             type Output = Lanes;
@@ -30,7 +30,7 @@ impl Lanes {
                 }
             }
         }
-        Arch::new().dispatch(Ask)
+        arch.dispatch(Ask)
     }
 
     /// Cuts `channels` into blocks that fill 4, 2 or 1 vectors: (first channel, channels, width in floats).

@@ -8,6 +8,7 @@
 mod autodiff;
 mod batch_norm;
 mod conv;
+mod conv_weight;
 mod defaults;
 mod flex;
 mod gather;
@@ -163,4 +164,4 @@ pub(crate) fn tensor<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> T
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

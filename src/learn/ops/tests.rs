@@ -1,27 +1,37 @@
 //! The kernels against stock burn, against sums in f64, and against themselves on other numbers of threads.
 
-use super::{ConvArgs, NormSaved, TrainOps, defaults, primitive, tensor};
+use super::{
+    ConvArgs, NormSaved, TrainOps,
+    conv::{self, ConvShape},
+    conv_weight, defaults, primitive, tensor,
+};
 use crate::learn::norm::{BatchNorm, BatchStats};
 use burn::{
     backend::{Autodiff, Flex},
     tensor::{Tensor, TensorData},
 };
+use pulp::Arch;
 
 type Ad = Autodiff<Flex>;
 
-/// Values from an integer hash in [-1, 1): the same on every machine and in the Python fixture.
+/// Values in [-1, 1) from a 32-bit integer hash: the same on every machine and in tools/fixtures/resnet.py.
+pub(crate) fn hash(count: usize, salt: u32) -> Vec<f32> {
+    let value = |i: u32| {
+        let mut h = i.wrapping_mul(0x9E37_79B9) ^ salt.wrapping_mul(0x85EB_CA6B);
+        h = (h ^ (h >> 16)).wrapping_mul(0x7FEB_352D);
+        h = (h ^ (h >> 15)).wrapping_mul(0x846C_A68B);
+        h ^= h >> 16;
+        (h >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..count as u32).map(value).collect()
+}
+
+/// [`hash`] as a tensor.
 fn hashed<const D: usize>(shape: [usize; D], salt: u32) -> Tensor<Flex, D> {
-    let count: usize = shape.iter().product();
-    let values: Vec<f32> = (0..count as u32)
-        .map(|i| {
-            let mut h = i.wrapping_mul(0x9E37_79B9) ^ salt.wrapping_mul(0x85EB_CA6B);
-            h = (h ^ (h >> 16)).wrapping_mul(0x7FEB_352D);
-            h = (h ^ (h >> 15)).wrapping_mul(0x846C_A68B);
-            h ^= h >> 16;
-            (h >> 8) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect();
-    Tensor::from_data(TensorData::new(values, shape), &Default::default())
+    Tensor::from_data(
+        TensorData::new(hash(shape.iter().product(), salt), shape),
+        &Default::default(),
+    )
 }
 
 fn floats<const D: usize>(tensor: Tensor<Flex, D>) -> Vec<f32> {
@@ -37,26 +47,26 @@ fn difference(a: &[f32], b: &[f32]) -> f32 {
 
 /// (N, Cin, H, W, Cout, Kh, Kw, stride, padding): strides 1-3, paddings 0-3, odd sizes, kernels that are not square,
 /// channels that fill no vector, several chunks, more taps than a panel slice.
-const SHAPES: [(usize, usize, usize, usize, usize, usize, usize, usize, usize); 14] = [
-    (2, 3, 8, 8, 16, 3, 3, 1, 1),
-    (3, 3, 17, 13, 5, 7, 7, 2, 3),
-    (2, 3, 10, 10, 64, 3, 3, 1, 2),
-    (2, 16, 9, 9, 32, 3, 3, 2, 1),
-    (2, 16, 8, 8, 33, 1, 1, 2, 0),
-    (1, 8, 7, 5, 70, 1, 1, 1, 0),
-    (40, 4, 4, 4, 130, 3, 3, 1, 1),
-    (2, 130, 6, 6, 20, 3, 3, 1, 1),
-    (2, 2, 11, 12, 3, 3, 5, 3, 2),
-    (3, 2, 6, 6, 3, 2, 2, 1, 0),
-    (1, 1, 5, 5, 1, 5, 5, 1, 0),
-    (1, 2, 5, 5, 4, 1, 1, 1, 2),
-    (9, 3, 40, 40, 8, 3, 3, 1, 1),
-    (2, 3, 6, 7, 4, 3, 3, 4, 1),
+const SHAPES: [[usize; 9]; 14] = [
+    [2, 3, 8, 8, 16, 3, 3, 1, 1],
+    [3, 3, 17, 13, 5, 7, 7, 2, 3],
+    [2, 3, 10, 10, 64, 3, 3, 1, 2],
+    [2, 16, 9, 9, 32, 3, 3, 2, 1],
+    [2, 16, 8, 8, 33, 1, 1, 2, 0],
+    [1, 8, 7, 5, 70, 1, 1, 1, 0],
+    [40, 4, 4, 4, 130, 3, 3, 1, 1],
+    [2, 130, 6, 6, 20, 3, 3, 1, 1],
+    [2, 2, 11, 12, 3, 3, 5, 3, 2],
+    [3, 2, 6, 6, 3, 2, 2, 1, 0],
+    [1, 1, 5, 5, 1, 5, 5, 1, 0],
+    [1, 2, 5, 5, 4, 1, 1, 1, 2],
+    [9, 3, 40, 40, 8, 3, 3, 1, 1],
+    [2, 3, 6, 7, 4, 3, 3, 4, 1],
 ];
 
 #[test]
 fn convolution_and_its_gradients_equal_stock_burn() {
-    for (i, (n, cin, h, w, cout, kh, kw, stride, padding)) in SHAPES.into_iter().enumerate() {
+    for (i, [n, cin, h, w, cout, kh, kw, stride, padding]) in SHAPES.into_iter().enumerate() {
         let args = ConvArgs { stride, padding };
         let x = hashed([n, cin, h, w], i as u32);
         let weight = hashed([cout, cin, kh, kw], 100 + i as u32);
@@ -91,11 +101,44 @@ fn convolution_and_its_gradients_equal_stock_burn() {
     }
 }
 
+/// The kernels for AVX2, and without any SIMD, on the same shapes: a user's CPU has other registers than ours.
+#[test]
+fn every_instruction_set_gives_the_same_convolution() {
+    let mut sets = vec![Arch::Scalar];
+    #[cfg(target_arch = "x86_64")]
+    sets.extend(pulp::x86::V3::try_new().map(Arch::V3));
+    for (i, [n, cin, h, w, cout, kh, kw, stride, padding]) in SHAPES.into_iter().enumerate() {
+        let shape = ConvShape::new(&[n, cin, h, w], &[cout, cin, kh, kw], ConvArgs { stride, padding });
+        let (x, weight) = (
+            floats(hashed([n, cin, h, w], 1)),
+            floats(hashed([cout, cin, kh, kw], 2)),
+        );
+        let grad = floats(hashed([n * shape.output.iter().product::<usize>()], 3));
+        let all = |arch| {
+            let forward = conv::forward(arch, &x, &weight, shape);
+            [
+                forward,
+                conv::input_grad(arch, &grad, &weight, shape),
+                conv_weight::weight_grad(arch, &x, &grad, shape),
+            ]
+        };
+        let ours = all(Arch::new());
+        for &arch in &sets {
+            for (what, (a, b)) in all(arch).iter().zip(&ours).enumerate() {
+                assert!(difference(a, b) < 1e-5, "{arch:?}, shape {i}, result {what}");
+            }
+        }
+    }
+}
+
 /// Norm of a tensor, and its product with a hashed one, against the fixture's two numbers.
 fn assert_summary(values: &[f32], salt: u32, expected: &serde_json::Value, what: &str) {
-    let hash = floats(hashed([values.len()], salt));
     let norm = values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
-    let product: f64 = values.iter().zip(hash).map(|(&a, b)| f64::from(a) * f64::from(b)).sum();
+    let product: f64 = values
+        .iter()
+        .zip(hash(values.len(), salt))
+        .map(|(&a, b)| f64::from(a) * f64::from(b))
+        .sum();
     let [theirs, their_product] = [0, 1].map(|i| expected[i].as_f64().unwrap());
     for (ours, theirs_too) in [(norm, theirs), (product, their_product)] {
         assert!(
@@ -162,8 +205,8 @@ fn norm_equals_pytorch(case: &serde_json::Value) {
         epsilon: 1e-5,
         residual: false,
     };
-    let hash = floats(hashed([shape.iter().product()], 4));
-    let grad = burn_flex::FlexTensor::from_data(TensorData::new(hash, shape));
+    let grad = TensorData::new(hash(shape.iter().product(), 4), shape);
+    let grad = burn_flex::FlexTensor::from_data(grad);
     let grads = Flex::norm_grad(saved, grad);
     assert_summary(&flat(grads.input), 5, &case["input_grad"], &what);
     for (ours, key) in [
@@ -189,7 +232,7 @@ fn flat(t: burn::tensor::ops::FloatTensor<Flex>) -> Vec<f32> {
 
 /// A tensor of any rank as a primitive.
 fn shaped(shape: &[usize], salt: u32) -> burn::tensor::ops::FloatTensor<Flex> {
-    let values = floats(hashed([shape.iter().product()], salt));
+    let values = hash(shape.iter().product(), salt);
     // Off centre and wide, so that mean and variance matter.
     let values = values.iter().map(|v| 3.0 * v + 2.0).collect();
     burn_flex::FlexTensor::from_data(TensorData::new(values, shape.to_vec()))
@@ -324,9 +367,15 @@ fn threads_change_no_bit() {
 #[test]
 #[ignore = "a measurement"]
 fn conv_speed() {
-    let cpu = super::tests::cpu_seconds;
+    let cpu = || {
+        let (user, system) = cpu_seconds();
+        user + system
+    };
     // (Cin, size, Cout, kernel, stride, how many of them)
     let layers = [
+        (16, 32, 16, 3, 1, 0),
+        (16, 32, 32, 3, 2, 0),
+        (32, 16, 32, 3, 1, 0),
         (3, 32, 64, 3, 1, 1),
         (64, 32, 64, 3, 1, 4),
         (64, 32, 128, 3, 2, 1),
@@ -367,9 +416,15 @@ fn conv_speed() {
     eprintln!("all convolutions of a step: {total:.2} CPU-s");
 }
 
-/// User and system seconds of this process so far (Linux; clock ticks of 10 ms).
-pub(crate) fn cpu_seconds() -> f64 {
+/// User and system seconds of this process so far (Linux, ticks of 10 ms).
+pub(crate) fn cpu_seconds() -> (f64, f64) {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+    let fields: Vec<f64> = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .map(|f| f.parse().unwrap_or(0.0))
+        .collect();
+    (fields[11] / 100.0, fields[12] / 100.0)
 }

@@ -1,6 +1,7 @@
 //! Initial weights of convolutions: pure functions of (seed, parameter, filter), whatever the number of threads.
 
 use crate::data::rng::{Domain, Philox};
+use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -41,16 +42,17 @@ impl Init {
     pub(super) fn weights(self, stem: bool, shape: [usize; 4], seed: u64, position: u64) -> Vec<f32> {
         let distribution = self.distribution(stem, shape);
         let filter: usize = shape[1..].iter().product();
-        let mut weights = Vec::with_capacity(shape[0] * filter);
-        for row in 0..shape[0] {
+        let mut weights = vec![0.0; shape[0] * filter];
+        weights.par_chunks_mut(filter).enumerate().for_each(|(row, weights)| {
             // A stream a filter: a stream is shorter than a large kernel.
             let mut rng = Philox::new(seed, Domain::Init, row as u32, position, 0);
-            let mut draw = || match distribution {
-                Distribution::Normal { deviation } => rng.normal() * deviation,
-                Distribution::Uniform { bound } => rng.uniform_in(-bound, bound),
-            };
-            weights.extend((0..filter).map(|_| draw() as f32));
-        }
+            for weight in weights {
+                *weight = match distribution {
+                    Distribution::Normal { deviation } => rng.normal() * deviation,
+                    Distribution::Uniform { bound } => rng.uniform_in(-bound, bound),
+                } as f32;
+            }
+        });
         weights
     }
 }

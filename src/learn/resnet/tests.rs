@@ -3,6 +3,7 @@
 use super::*;
 use crate::learn::{
     norm::{BatchStats, Mode},
+    ops::tests::{cpu_seconds, hash},
     weights::{NamedTensor, export, import},
 };
 use burn::{
@@ -24,18 +25,6 @@ fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
 }
 
-/// The fixture script's hash: values in [-1, 1).
-pub(crate) fn hashed(count: usize, salt: u32) -> Vec<f32> {
-    let value = |i: u32| {
-        let mut h = i.wrapping_mul(0x9E37_79B9) ^ salt.wrapping_mul(0x85EB_CA6B);
-        h = (h ^ (h >> 16)).wrapping_mul(0x7FEB_352D);
-        h = (h ^ (h >> 15)).wrapping_mul(0x846C_A68B);
-        h ^= h >> 16;
-        (h >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..count as u32).map(value).collect()
-}
-
 /// FNV-1a of a name.
 fn salt(name: &str) -> u32 {
     name.bytes()
@@ -53,7 +42,7 @@ fn fill(mut tensor: NamedTensor) -> NamedTensor {
     } else {
         (0.25, 0.0)
     };
-    let values = hashed(tensor.values.len(), salt(&tensor.name));
+    let values = hash(tensor.values.len(), salt(&tensor.name));
     tensor.values = values.iter().map(|v| v * scale + offset).collect();
     tensor
 }
@@ -63,7 +52,7 @@ fn summary(values: &[f32], salt: u32) -> [f64; 2] {
     let norm = values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
     let product = values
         .iter()
-        .zip(hashed(values.len(), salt))
+        .zip(hash(values.len(), salt))
         .map(|(&a, b)| f64::from(a) * f64::from(b))
         .sum();
     [norm, product]
@@ -159,7 +148,7 @@ fn forward_running_statistics_and_gradients_are_pytorchs() {
         let weights = export(&net).into_iter().map(fill).collect();
         net = import(net, weights).unwrap();
         let (n, size) = (number("images"), number("size"));
-        let x = TensorData::new(hashed(n * 3 * size * size, 7), [n, 3, size, size]);
+        let x = TensorData::new(hash(n * 3 * size * size, 7), [n, 3, size, size]);
         let x = Tensor::<Ad, 4>::from_data(x, &Default::default());
         assert_close(
             &floats(net.forward(x.clone(), &mut Mode::Eval)),
@@ -171,7 +160,7 @@ fn forward_running_statistics_and_gradients_are_pytorchs() {
         let mut stats = Vec::new();
         let h = net.forward(x.clone(), &mut Mode::Train(&mut stats));
         assert_close(&floats(h.clone()), &case["trained"], 1e-4, &what);
-        let weight = TensorData::new(hashed(h.shape().num_elements(), 8), h.dims());
+        let weight = TensorData::new(hash(h.shape().num_elements(), 8), h.dims());
         let grads = (h * Tensor::from_data(weight, &Default::default())).sum().backward();
         let mut found = Gradients {
             path: vec![],
@@ -362,7 +351,7 @@ fn calibration_averages_batches() {
     let net = net::<Flex>(&options, 1);
     let batch = |salt| {
         Tensor::<Flex, 4>::from_data(
-            TensorData::new(hashed(64 * 3 * 256, salt), [64, 3, 16, 16]),
+            TensorData::new(hash(64 * 3 * 256, salt), [64, 3, 16, 16]),
             &Default::default(),
         )
     };
@@ -385,22 +374,127 @@ fn calibration_averages_batches() {
 #[test]
 fn pooled_groups_have_the_statistics_of_the_whole() {
     let whole =
-        Tensor::<Flex, 2>::from_data(TensorData::new(hashed(60 * 4, 1), [60, 4]), &Default::default()) * 2.0 + 1.0;
+        Tensor::<Flex, 2>::from_data(TensorData::new(hash(60 * 4, 1), [60, 4]), &Default::default()) * 2.0 + 1.0;
     let norm = crate::learn::norm::BatchNorm::new(4, &Default::default());
     let stats = |x: Tensor<Flex, 2>| -> BatchStats<Flex> {
         let mut stats = Vec::new();
         norm.forward(x, &mut Mode::Train(&mut stats));
         stats.pop().unwrap()
     };
-    let pooled = BatchStats::pool(&[
-        stats(whole.clone().slice([0..10])),
-        stats(whole.clone().slice([10..60])),
-    ]);
+    let pooled = BatchStats::pool(&[stats(whole.clone().slice(0..10)), stats(whole.clone().slice(10..60))]);
     let all = stats(whole);
     assert_eq!(pooled.count, 60);
     for (a, b) in [(pooled.mean, all.mean), (pooled.variance, all.variance)] {
         for (a, b) in floats(a).iter().zip(floats(b)) {
             assert!((a - b).abs() < 1e-6, "{a} {b}");
+        }
+    }
+}
+
+/// CPU seconds of a training step without optimiser: `cargo test --lib step_speed -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn step_speed() {
+    let cifar = ResNetOptions {
+        stem: Stem::Cifar,
+        zero_init_residual: false,
+        ..Default::default()
+    };
+    for (what, options, n, size) in [
+        (
+            "ResNet-18, 32x32, 128 images",
+            ResNetOptions {
+                depth: 18,
+                ..cifar.clone()
+            },
+            128,
+            32,
+        ),
+        (
+            "depth 8, width 0.25, 32x32, 512 images",
+            ResNetOptions {
+                depth: 8,
+                width: 0.25,
+                ..cifar
+            },
+            512,
+            32,
+        ),
+        (
+            "ResNet-18, 224x224, 8 images",
+            ResNetOptions {
+                depth: 18,
+                ..Default::default()
+            },
+            8,
+            224,
+        ),
+        ("ResNet-50, 224x224, 4 images", ResNetOptions::default(), 4, 224),
+    ] {
+        if std::env::var("STEP").is_ok_and(|only| !what.contains(&only)) {
+            continue;
+        }
+        let net = net::<Ad>(&options, 1);
+        let x = TensorData::new(hash(n * 3 * size * size, 7), [n, 3, size, size]);
+        let x = Tensor::<Ad, 4>::from_data(x, &Default::default());
+        for _ in 0..3 {
+            let (start, cpu) = (std::time::Instant::now(), cpu_seconds());
+            let mut stats = Vec::new();
+            let loss = net
+                .forward(x.clone(), &mut Mode::Train(&mut stats))
+                .powi_scalar(2)
+                .mean();
+            let forward = cpu_seconds();
+            drop(loss.backward());
+            let end = cpu_seconds();
+            eprintln!(
+                "{what}: wall {:.2} s, CPU {:.2} s (forward {:.2}, of all {:.2} in the system)",
+                start.elapsed().as_secs_f64(),
+                end.0 + end.1 - cpu.0 - cpu.1,
+                forward.0 + forward.1 - cpu.0 - cpu.1,
+                end.1 - cpu.1
+            );
+        }
+    }
+}
+
+/// A whole step, with burn's own pooling and averaging in it, on 1, 2 and 7 threads.
+#[test]
+fn threads_change_no_bit_of_a_step() {
+    let options = ResNetOptions {
+        depth: 10,
+        width: 0.25,
+        zero_init_residual: false,
+        ..Default::default()
+    };
+    let net = net::<Ad>(&options, 1);
+    let step = || {
+        let x = TensorData::new(hash(12 * 3 * 66 * 66, 7), [12, 3, 66, 66]);
+        let x = Tensor::<Ad, 4>::from_data(x, &Default::default());
+        let mut stats = Vec::new();
+        let h = net.forward(x, &mut Mode::Train(&mut stats));
+        let grads = h.clone().powi_scalar(2).sum().backward();
+        let mut found = Gradients {
+            path: vec![],
+            grads: &grads,
+            found: BTreeMap::new(),
+        };
+        net.visit(&mut found);
+        found.found.insert("h".into(), floats(h));
+        let bits = |(name, values): (String, Vec<f32>)| (name, values.iter().map(|v| v.to_bits()).collect::<Vec<_>>());
+        found.found.into_iter().map(bits).collect::<Vec<_>>()
+    };
+    let on = |threads| {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap()
+            .install(step)
+    };
+    let one = on(1);
+    for threads in [2, 7] {
+        for (ours, one) in on(threads).iter().zip(&one) {
+            assert!(ours == one, "{} on {threads} threads", one.0);
         }
     }
 }
