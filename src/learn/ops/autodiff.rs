@@ -4,6 +4,7 @@
 //! computed.
 
 use super::{ConvArgs, NormSaved, Normed, TrainOps};
+use crate::learn::input::Normalize;
 use burn::tensor::{backend::AutodiffBackend, ops::FloatTensor};
 use burn_autodiff::{
     Autodiff, NodeId,
@@ -72,6 +73,10 @@ impl<B: TrainOps, C: CheckpointStrategy> TrainOps for Autodiff<B, C> {
             mean: Self::from_inner(normed.mean),
             variance: Self::from_inner(normed.variance),
         }
+    }
+
+    fn images(pixels: &[u8], size: [usize; 2], by: Normalize, device: &Self::Device) -> FloatTensor<Self> {
+        Self::from_inner(B::images(pixels, size, by, device))
     }
 }
 

@@ -5,6 +5,7 @@ use super::{
     batch_norm::{self, After, Planes, Saved},
     conv::{self, ConvShape},
 };
+use crate::learn::input::{self, Normalize};
 use burn::tensor::{TensorData, ops::FloatTensor};
 use burn_flex::{Flex, FlexTensor};
 
@@ -111,6 +112,13 @@ impl TrainOps for Flex {
     ) -> FloatTensor<Self> {
         let [x, scale, shift] = [x, scale, shift].map(|t| t.to_contiguous());
         affine(x, values(&scale), values(&shift), residual, relu)
+    }
+
+    fn images(pixels: &[u8], [h, w]: [usize; 2], by: Normalize, _device: &Self::Device) -> FloatTensor<Self> {
+        from_vec(
+            input::on_cpu(pixels, [h, w], by),
+            &[pixels.len() / (h * w * 3), 3, h, w],
+        )
     }
 }
 

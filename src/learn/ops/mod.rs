@@ -12,6 +12,7 @@ mod defaults;
 mod flex;
 mod gather;
 
+use super::input::{self, Normalize};
 use burn::tensor::{Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
 
 /// Stride and zero padding of a square-strided convolution, both axes alike.
@@ -138,6 +139,11 @@ pub trait TrainOps: Backend {
         relu: bool,
     ) -> FloatTensor<Self> {
         defaults::affine::<Self>(x, scale, shift, residual, relu)
+    }
+
+    /// Bytes `[N, H, W, 3]` as normalised maps; see [`crate::learn::input`].
+    fn images(pixels: &[u8], size: [usize; 2], by: Normalize, device: &Self::Device) -> FloatTensor<Self> {
+        primitive(input::on_device::<Self>(pixels, size, by, device))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The kernels against stock burn, against sums in f64, and against themselves on other numbers of threads.
 
 use super::{ConvArgs, NormSaved, TrainOps, defaults, primitive, tensor};
+use crate::learn::norm::{BatchNorm, BatchStats};
 use burn::{
     backend::{Autodiff, Flex},
     tensor::{Tensor, TensorData},
@@ -87,6 +88,95 @@ fn convolution_and_its_gradients_equal_stock_burn() {
         )));
         let stock = floats::<4>(tensor(defaults::conv_weight_grad::<Flex>(px, pw, grad, args)));
         assert!(difference(&ours, &stock) < 1e-5, "weight gradient, shape {i}");
+    }
+}
+
+/// Norm of a tensor, and its product with a hashed one, against the fixture's two numbers.
+fn assert_summary(values: &[f32], salt: u32, expected: &serde_json::Value, what: &str) {
+    let hash = floats(hashed([values.len()], salt));
+    let norm = values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    let product: f64 = values.iter().zip(hash).map(|(&a, b)| f64::from(a) * f64::from(b)).sum();
+    let [theirs, their_product] = [0, 1].map(|i| expected[i].as_f64().unwrap());
+    for (ours, theirs_too) in [(norm, theirs), (product, their_product)] {
+        assert!(
+            (ours - theirs_too).abs() < 1e-5 * theirs,
+            "{what}: {ours} and not {theirs_too}"
+        );
+    }
+}
+
+/// Values and gradients that PyTorch gave in f64 (tools/fixtures/resnet.py).
+#[test]
+fn operations_equal_pytorch() {
+    let path = format!("{}/tests/fixtures/resnet/operations.json", env!("CARGO_MANIFEST_DIR"));
+    let fixture: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    for case in fixture["convolutions"].as_array().unwrap() {
+        let shape: Vec<usize> = serde_json::from_value(case["shape"].clone()).unwrap();
+        let &[n, cin, h, w, cout, kh, kw, stride, padding] = &shape[..] else {
+            panic!("{shape:?}")
+        };
+        let args = ConvArgs { stride, padding };
+        let (x, k) = (
+            primitive(hashed([n, cin, h, w], 1)),
+            primitive(hashed([cout, cin, kh, kw], 2)),
+        );
+        let y = Flex::conv(x.clone(), k.clone(), args);
+        let grad = primitive(hashed([n, cout, args.output(h, kh), args.output(w, kw)], 3));
+        assert_summary(&flat(y), 4, &case["output"], &format!("output {shape:?}"));
+        let dx = Flex::conv_input_grad(x.clone(), k.clone(), grad.clone(), args);
+        assert_summary(&flat(dx), 4, &case["input_grad"], &format!("input gradient {shape:?}"));
+        let dk = Flex::conv_weight_grad(x, k, grad, args);
+        assert_summary(
+            &flat(dk),
+            4,
+            &case["weight_grad"],
+            &format!("weight gradient {shape:?}"),
+        );
+    }
+    for case in fixture["norms"].as_array().unwrap() {
+        norm_equals_pytorch(case);
+    }
+}
+
+fn norm_equals_pytorch(case: &serde_json::Value) {
+    let shape: Vec<usize> = serde_json::from_value(case["shape"].clone()).unwrap();
+    let c = [shape[1]];
+    let what = format!("batch norm {shape:?}");
+    let gamma = primitive(hashed(c, 2) + 1.5);
+    let x = shaped(&shape, 1);
+    let normed = Flex::norm(x.clone(), gamma.clone(), primitive(hashed(c, 3)), None, true, 1e-5);
+    assert_summary(&flat(normed.output.clone()), 5, &case["output"], &what);
+    let count = shape.iter().product::<usize>() / c[0];
+    let stats = BatchStats {
+        mean: tensor(normed.mean.clone()),
+        variance: tensor(normed.variance.clone()),
+        count,
+    };
+    let layer = BatchNorm::<Flex>::new(c[0], &Default::default()).update_running(&stats);
+    let saved = NormSaved {
+        input: x,
+        rectified: Some(normed.output),
+        gamma,
+        mean: normed.mean,
+        variance: normed.variance,
+        epsilon: 1e-5,
+        residual: false,
+    };
+    let hash = floats(hashed([shape.iter().product()], 4));
+    let grad = burn_flex::FlexTensor::from_data(TensorData::new(hash, shape));
+    let grads = Flex::norm_grad(saved, grad);
+    assert_summary(&flat(grads.input), 5, &case["input_grad"], &what);
+    for (ours, key) in [
+        (flat(grads.gamma), "weight_grad"),
+        (flat(grads.beta), "bias_grad"),
+        (floats(layer.running_mean.val()), "running_mean"),
+        (floats(layer.running_var.val()), "running_var"),
+    ] {
+        let theirs: Vec<f32> = serde_json::from_value(case[key].clone()).unwrap();
+        assert!(
+            difference(&ours, &theirs) < 1e-5,
+            "{what} {key}: {ours:?} and not {theirs:?}"
+        );
     }
 }
 

@@ -1,0 +1,446 @@
+//! Names, shapes, values and gradients against PyTorch (tools/fixtures/resnet.py), and what the options promise.
+
+use super::*;
+use crate::learn::{
+    norm::{BatchStats, Mode},
+    weights::{NamedTensor, export, import},
+};
+use burn::{
+    backend::{Autodiff, Flex},
+    module::{Module, ModuleVisitor, Param},
+    tensor::{Tensor, TensorData, backend::Backend},
+};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+type Ad = Autodiff<Flex>;
+
+fn fixture(name: &str) -> Value {
+    let path = format!("{}/tests/fixtures/resnet/{name}.json", env!("CARGO_MANIFEST_DIR"));
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+}
+
+/// The fixture script's hash: values in [-1, 1).
+pub(crate) fn hashed(count: usize, salt: u32) -> Vec<f32> {
+    let value = |i: u32| {
+        let mut h = i.wrapping_mul(0x9E37_79B9) ^ salt.wrapping_mul(0x85EB_CA6B);
+        h = (h ^ (h >> 16)).wrapping_mul(0x7FEB_352D);
+        h = (h ^ (h >> 15)).wrapping_mul(0x846C_A68B);
+        h ^= h >> 16;
+        (h >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..count as u32).map(value).collect()
+}
+
+/// FNV-1a of a name.
+fn salt(name: &str) -> u32 {
+    name.bytes()
+        .fold(0x811C_9DC5, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193))
+}
+
+/// The fixture script's weights.
+fn fill(mut tensor: NamedTensor) -> NamedTensor {
+    let (scale, offset) = if tensor.shape.len() == 4 {
+        ((6.0 / tensor.shape[1..].iter().product::<usize>() as f32).sqrt(), 0.0)
+    } else if tensor.name.ends_with("running_var") {
+        (0.5, 1.0)
+    } else if tensor.name.ends_with("weight") {
+        (0.25, 1.0)
+    } else {
+        (0.25, 0.0)
+    };
+    let values = hashed(tensor.values.len(), salt(&tensor.name));
+    tensor.values = values.iter().map(|v| v * scale + offset).collect();
+    tensor
+}
+
+/// Norm, and the product with a hashed tensor.
+fn summary(values: &[f32], salt: u32) -> [f64; 2] {
+    let norm = values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    let product = values
+        .iter()
+        .zip(hashed(values.len(), salt))
+        .map(|(&a, b)| f64::from(a) * f64::from(b))
+        .sum();
+    [norm, product]
+}
+
+/// Both numbers of a summary, within `tolerance` of the norm.
+fn assert_summary(values: &[f32], salt: u32, expected: &Value, tolerance: f64, what: &str) {
+    let (ours, theirs) = (summary(values, salt), numbers(expected));
+    for (ours, expected) in ours.iter().zip(&theirs) {
+        assert!(
+            (ours - expected).abs() <= tolerance * theirs[0].max(1e-3),
+            "{what}: {ours} and not {expected}"
+        );
+    }
+}
+
+fn assert_close(ours: &[f32], expected: &Value, tolerance: f64, what: &str) {
+    let expected = numbers(expected);
+    assert_eq!(ours.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(0f64, |m, v| m.max(v.abs()));
+    for (i, (&ours, expected)) in ours.iter().zip(&expected).enumerate() {
+        assert!(
+            (f64::from(ours) - expected).abs() <= tolerance * largest,
+            "{what}[{i}]: {ours} and not {expected}"
+        );
+    }
+}
+
+fn floats<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
+    tensor.into_data().to_vec().unwrap()
+}
+
+fn net<B: Backend>(options: &ResNetOptions, seed: u64) -> ResNet<B> {
+    options.validate().unwrap();
+    ResNet::new(options, seed, &mut 0, &Default::default())
+}
+
+/// Gradients by name.
+struct Gradients<'a> {
+    path: Vec<String>,
+    grads: &'a <Ad as burn::tensor::backend::AutodiffBackend>::Gradients,
+    found: BTreeMap<String, Vec<f32>>,
+}
+
+impl ModuleVisitor<Ad> for Gradients<'_> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.into());
+    }
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<Ad, D>>) {
+        if let Some(grad) = param.val().grad(self.grads) {
+            self.found.insert(self.path.join("."), floats(grad));
+        }
+    }
+}
+
+#[test]
+fn names_and_shapes_are_torchvisions() {
+    for (name, depth) in [("resnet18", 18), ("resnet50", 50)] {
+        let expected: BTreeMap<String, Vec<usize>> = serde_json::from_value(fixture("names")[name].clone()).unwrap();
+        // A batch count a norm is added when weights are written (see `weights`).
+        let (tracked, expected): (BTreeMap<_, _>, BTreeMap<_, _>) = expected
+            .into_iter()
+            .partition(|(name, _)| name.ends_with("num_batches_tracked"));
+        let net = net::<Flex>(
+            &ResNetOptions {
+                depth,
+                ..Default::default()
+            },
+            1,
+        );
+        assert_eq!(tracked.len(), net.norms());
+        let ours: BTreeMap<_, _> = export(&net).into_iter().map(|t| (t.name, t.shape)).collect();
+        assert_eq!(ours, expected);
+    }
+}
+
+#[test]
+fn forward_running_statistics_and_gradients_are_pytorchs() {
+    for case in fixture("networks").as_array().unwrap() {
+        let number = |key: &str| case[key].as_u64().unwrap() as usize;
+        let options = ResNetOptions {
+            depth: number("depth") as u32,
+            width: number("filters") as f64 / 64.0,
+            stem: serde_json::from_value(case["stem"].clone()).unwrap(),
+            stem_padding: Some(number("padding") as u32),
+            ..Default::default()
+        };
+        let what = format!("depth {} stem {}", options.depth, case["stem"]);
+        let mut net = net::<Ad>(&options, 1);
+        let weights = export(&net).into_iter().map(fill).collect();
+        net = import(net, weights).unwrap();
+        let (n, size) = (number("images"), number("size"));
+        let x = TensorData::new(hashed(n * 3 * size * size, 7), [n, 3, size, size]);
+        let x = Tensor::<Ad, 4>::from_data(x, &Default::default());
+        assert_close(
+            &floats(net.forward(x.clone(), &mut Mode::Eval)),
+            &case["evaluated"],
+            1e-4,
+            &what,
+        );
+
+        let mut stats = Vec::new();
+        let h = net.forward(x.clone(), &mut Mode::Train(&mut stats));
+        assert_close(&floats(h.clone()), &case["trained"], 1e-4, &what);
+        let weight = TensorData::new(hashed(h.shape().num_elements(), 8), h.dims());
+        let grads = (h * Tensor::from_data(weight, &Default::default())).sum().backward();
+        let mut found = Gradients {
+            path: vec![],
+            grads: &grads,
+            found: BTreeMap::new(),
+        };
+        net.visit(&mut found);
+        let expected = case["gradients"].as_object().unwrap();
+        assert_eq!(
+            found.found.keys().collect::<Vec<_>>(),
+            expected.keys().collect::<Vec<_>>()
+        );
+        for (name, values) in &found.found {
+            assert_summary(values, 9, &expected[name], 1e-3, &format!("{what}: gradient of {name}"));
+        }
+
+        let net = net.update_running(&stats);
+        for tensor in export(&net) {
+            if let Some(expected) = case["running"].get(&tensor.name) {
+                assert_summary(&tensor.values, 9, expected, 1e-4, &format!("{what}: {}", tensor.name));
+            }
+        }
+        assert_close(
+            &floats(net.forward(x, &mut Mode::Eval)),
+            &case["after_update"],
+            1e-4,
+            &what,
+        );
+    }
+}
+
+/// What must not be possible: a width, a depth, a padding that makes no network.
+#[test]
+fn options_are_checked() {
+    let base = ResNetOptions::default();
+    assert_eq!(base.validate(), Ok(()));
+    assert_eq!(
+        ResNetOptions {
+            depth: 20,
+            ..base.clone()
+        }
+        .validate(),
+        Err(ResNetError::Depth { depth: 20 })
+    );
+    for width in [0.0, -1.0, f64::INFINITY, 100.0] {
+        assert_eq!(
+            ResNetOptions { width, ..base.clone() }.validate(),
+            Err(ResNetError::Width { width })
+        );
+    }
+    assert!(
+        ResNetOptions {
+            width: f64::NAN,
+            ..base.clone()
+        }
+        .validate()
+        .is_err()
+    );
+    let padded = ResNetOptions {
+        stem_padding: Some(7),
+        ..base
+    };
+    assert_eq!(
+        padded.validate(),
+        Err(ResNetError::StemPadding { padding: 7, kernel: 7 })
+    );
+    assert!(serde_json::from_str::<ResNetOptions>(r#"{"dept": 18}"#).is_err());
+}
+
+#[test]
+fn cost_is_known_before_the_network_is_built() {
+    // torchvision's parameters without fc, and fvcore's multiply-adds at 224 for ResNet-18 and 50 (1.81 and 4.09 G).
+    for (depth, parameters, giga) in [(18, 11_176_512, 1.81), (50, 23_508_032, 4.09)] {
+        let options = ResNetOptions {
+            depth,
+            ..Default::default()
+        };
+        let cost = options.cost(224);
+        assert_eq!(cost.parameters, parameters);
+        assert!(
+            (cost.multiply_adds as f64 / 1e9 - giga).abs() < 0.01,
+            "{}",
+            cost.multiply_adds
+        );
+        let net = net::<Flex>(&options, 1);
+        assert_eq!(net.num_parameters() as u64, parameters);
+        assert_eq!(net.representation_dim(), options.representation_dim());
+    }
+    // The smoke network of the embedded data set: 16, 32, 64.
+    let smoke = ResNetOptions {
+        depth: 8,
+        width: 0.25,
+        stem: Stem::Cifar,
+        ..Default::default()
+    };
+    assert_eq!(smoke.representation_dim(), 64);
+    let net = net::<Flex>(&smoke, 1);
+    assert_eq!(smoke.cost(32).parameters as usize, net.num_parameters());
+    // Input 3, stem 2 x 16, stages 2 x 2 x 16, 3 x 2 x 32 / 4, 3 x 2 x 64 / 16, in planes of 32 x 32.
+    assert_eq!(smoke.cost(32).activation_bytes, 4 * 1024 * (3 + 32 + 64 + 48 + 24));
+    assert_eq!(
+        ResNetOptions {
+            depth: 200,
+            width: 2.0,
+            ..Default::default()
+        }
+        .representation_dim(),
+        4096
+    );
+}
+
+#[test]
+fn initial_weights_follow_their_distribution_and_their_seed() {
+    let weights = |init: Init, seed| {
+        let options = ResNetOptions {
+            depth: 10,
+            width: 0.5,
+            stem: Stem::Cifar,
+            init,
+            zero_init_residual: false,
+            ..Default::default()
+        };
+        export(&net::<Flex>(&options, seed))
+    };
+    let of = |all: &[NamedTensor], name: &str| all.iter().find(|t| t.name == name).unwrap().values.clone();
+    let deviation = |v: &[f32]| (v.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / v.len() as f64).sqrt();
+    let kaiming = weights(Init::KaimingFanOut, 3);
+    assert_eq!(kaiming, weights(Init::KaimingFanOut, 3));
+    assert_ne!(kaiming, weights(Init::KaimingFanOut, 4));
+    // 128 filters of 3 x 3.
+    let layer3 = of(&kaiming, "layer3.0.conv2.weight");
+    assert!((deviation(&layer3) / (2.0f64 / (128.0 * 9.0)).sqrt() - 1.0).abs() < 0.01);
+    assert_ne!(
+        layer3[..1152],
+        layer3[1152..2304],
+        "two filters must not share their draws"
+    );
+
+    let solo = weights(Init::SoloLearn, 3);
+    assert_eq!(of(&solo, "layer3.0.conv2.weight"), layer3);
+    let stem = of(&solo, "conv1.weight");
+    let bound = (1.0f32 / 27.0).sqrt();
+    assert!(stem.iter().all(|v| v.abs() < bound) && stem.iter().any(|v| v.abs() > 0.95 * bound));
+    assert!((deviation(&stem) / (f64::from(bound) / 3f64.sqrt()) - 1.0).abs() < 0.1);
+    let pytorch = of(&weights(Init::Pytorch, 3), "layer3.0.conv2.weight");
+    assert!(pytorch.iter().all(|v| v.abs() < (1.0f32 / 1152.0).sqrt()));
+}
+
+#[test]
+fn zero_init_makes_blocks_begin_as_their_shortcuts() {
+    for (depth, last) in [(10, "layer1.0.bn2.weight"), (50, "layer1.0.bn3.weight")] {
+        let options = ResNetOptions {
+            depth,
+            width: 0.0625,
+            ..Default::default()
+        };
+        let all = export(&net::<Flex>(&options, 1));
+        assert!(
+            all.iter()
+                .find(|t| t.name == last)
+                .unwrap()
+                .values
+                .iter()
+                .all(|&v| v == 0.0)
+        );
+        assert!(
+            all.iter()
+                .find(|t| t.name == "layer1.0.bn1.weight")
+                .unwrap()
+                .values
+                .iter()
+                .all(|&v| v == 1.0)
+        );
+    }
+}
+
+/// A calibrated network normalises in evaluation as the average over the batches says: with one batch, as in training but for
+/// the unbiased variance.
+#[test]
+fn calibration_averages_batches() {
+    let options = ResNetOptions {
+        depth: 8,
+        width: 0.125,
+        stem: Stem::Cifar,
+        zero_init_residual: false,
+        ..Default::default()
+    };
+    let net = net::<Flex>(&options, 1);
+    let batch = |salt| {
+        Tensor::<Flex, 4>::from_data(
+            TensorData::new(hashed(64 * 3 * 256, salt), [64, 3, 16, 16]),
+            &Default::default(),
+        )
+    };
+    let run = |salt| {
+        let mut stats = Vec::new();
+        let h = net.forward(batch(salt), &mut Mode::Train(&mut stats));
+        (h, stats)
+    };
+    let ((h, first), (_, second)) = (run(1), run(2));
+    let calibrated = net.clone().calibrate(std::slice::from_ref(&first));
+    let evaluated = floats(calibrated.forward(batch(1), &mut Mode::Eval));
+    for (a, b) in floats(h).iter().zip(&evaluated) {
+        assert!((a - b).abs() < 2e-3, "{a} {b}");
+    }
+    let both = net.calibrate(&[first.clone(), second.clone()]);
+    let mean = floats((first[0].mean.clone() + second[0].mean.clone()) / 2.0);
+    assert_eq!(floats(both.bn1.running_mean.val()), mean);
+}
+
+#[test]
+fn pooled_groups_have_the_statistics_of_the_whole() {
+    let whole =
+        Tensor::<Flex, 2>::from_data(TensorData::new(hashed(60 * 4, 1), [60, 4]), &Default::default()) * 2.0 + 1.0;
+    let norm = crate::learn::norm::BatchNorm::new(4, &Default::default());
+    let stats = |x: Tensor<Flex, 2>| -> BatchStats<Flex> {
+        let mut stats = Vec::new();
+        norm.forward(x, &mut Mode::Train(&mut stats));
+        stats.pop().unwrap()
+    };
+    let pooled = BatchStats::pool(&[
+        stats(whole.clone().slice([0..10])),
+        stats(whole.clone().slice([10..60])),
+    ]);
+    let all = stats(whole);
+    assert_eq!(pooled.count, 60);
+    for (a, b) in [(pooled.mean, all.mean), (pooled.variance, all.variance)] {
+        for (a, b) in floats(a).iter().zip(floats(b)) {
+            assert!((a - b).abs() < 1e-6, "{a} {b}");
+        }
+    }
+}
+
+/// CPU seconds of a training step without optimiser: `cargo test --lib step_speed -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn step_speed() {
+    let cifar = ResNetOptions { stem: Stem::Cifar, zero_init_residual: false, ..Default::default() };
+    for (what, options, n, size) in [
+        ("ResNet-18, 32x32, 128 images", ResNetOptions { depth: 18, ..cifar.clone() }, 128, 32),
+        ("depth 8, width 0.25, 32x32, 512 images", ResNetOptions { depth: 8, width: 0.25, ..cifar }, 512, 32),
+        ("ResNet-18, 224x224, 8 images", ResNetOptions { depth: 18, ..Default::default() }, 8, 224),
+        ("ResNet-50, 224x224, 4 images", ResNetOptions::default(), 4, 224),
+    ] {
+        let net = net::<Ad>(&options, 1);
+        let x = TensorData::new(hashed(n * 3 * size * size, 7), [n, 3, size, size]);
+        let x = Tensor::<Ad, 4>::from_data(x, &Default::default());
+        for _ in 0..3 {
+            let (start, cpu) = (std::time::Instant::now(), cpu_seconds());
+            let mut stats = Vec::new();
+            let loss = net.forward(x.clone(), &mut Mode::Train(&mut stats)).powi_scalar(2).mean();
+            let forward = cpu_seconds();
+            drop(loss.backward());
+            let end = cpu_seconds();
+            eprintln!(
+                "{what}: wall {:.2} s, CPU {:.2} s (forward {:.2}, of all {:.2} in the system)",
+                start.elapsed().as_secs_f64(),
+                end.0 + end.1 - cpu.0 - cpu.1,
+                forward.0 + forward.1 - cpu.0 - cpu.1,
+                end.1 - cpu.1
+            );
+        }
+    }
+}
+
+/// User and system seconds of this process so far (Linux, ticks of 10 ms).
+fn cpu_seconds() -> (f64, f64) {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<f64> =
+        stat.rsplit(')').next().unwrap().split_whitespace().map(|f| f.parse().unwrap_or(0.0)).collect();
+    (fields[11] / 100.0, fields[12] / 100.0)
+}
