@@ -2,6 +2,7 @@
 
 pub mod expander;
 pub mod input;
+pub mod model;
 pub mod norm;
 pub mod ops;
 pub mod optim;

@@ -23,7 +23,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Tensor};
 pub use options::{LarsVariant, OptimError, OptimizerKind, OptimizerOptions};
-pub use state::{StateError, StateTensor};
+pub use state::StateError;
 use std::collections::BTreeMap;
 
 /// An optimiser with its state: what it remembers of each parameter, by the parameter's name (`backbone.conv1.weight`).

@@ -6,6 +6,7 @@
 
 use super::adamw::Moments;
 use super::{Memory, Optimizer, OptimizerKind, Path, RuleMemory};
+use crate::learn::weights::NamedTensor;
 use burn::module::{AutodiffModule, ModuleVisitor, Param};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Tensor, TensorData};
@@ -17,17 +18,6 @@ const SQUARE: &str = "exp_avg_sq";
 const STEP: &str = "step";
 /// f32 counts exactly up to here.
 const MOST_STEPS: f32 = 16_777_216.0;
-
-/// One array of the state.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StateTensor {
-    /// The parameter's name, a dot, and what is remembered.
-    pub name: String,
-    /// The parameter's shape; `[1]` for a step count.
-    pub shape: Vec<usize>,
-    /// Row-major values.
-    pub values: Vec<f32>,
-}
 
 /// A state that does not fit the model or the optimiser.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -66,11 +56,11 @@ pub enum StateError {
 
 impl<B: AutodiffBackend> Optimizer<B> {
     /// The state, ordered by name. Waits for the device.
-    pub fn state(&self) -> Vec<StateTensor> {
+    pub fn state(&self) -> Vec<NamedTensor> {
         let mut entries = Vec::new();
         for (name, Memory { shape, rule }) in &self.memory {
             let mut add = |what: &str, tensor: &Tensor<B::InnerBackend, 1>| {
-                entries.push(StateTensor {
+                entries.push(NamedTensor {
                     name: format!("{name}.{what}"),
                     shape: shape.clone(),
                     values: tensor.to_data().iter::<f32>().collect(),
@@ -81,7 +71,7 @@ impl<B: AutodiffBackend> Optimizer<B> {
                 RuleMemory::Moments(moments) => {
                     add(MEAN, &moments.m);
                     add(SQUARE, &moments.v);
-                    entries.push(StateTensor {
+                    entries.push(NamedTensor {
                         name: format!("{name}.{STEP}"),
                         shape: vec![1],
                         values: vec![moments.t as f32],
@@ -93,7 +83,7 @@ impl<B: AutodiffBackend> Optimizer<B> {
     }
 
     /// Takes over a state that [`Optimizer::state`] gave, for `model`'s parameters. On an error the optimiser is as before.
-    pub fn load_state<M: AutodiffModule<B>>(&mut self, model: &M, entries: Vec<StateTensor>) -> Result<(), StateError> {
+    pub fn load_state<M: AutodiffModule<B>>(&mut self, model: &M, entries: Vec<NamedTensor>) -> Result<(), StateError> {
         if entries.is_empty() {
             self.memory.clear();
             return Ok(());
@@ -124,7 +114,7 @@ impl<B: AutodiffBackend> Optimizer<B> {
     }
 }
 
-type Entries = BTreeMap<String, StateTensor>;
+type Entries = BTreeMap<String, NamedTensor>;
 
 /// Takes the values of one entry, if it is there with the right shape.
 fn take(entries: &mut Entries, parameter: &str, what: &str, expected: &[usize]) -> Result<Vec<f32>, StateError> {

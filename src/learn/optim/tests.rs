@@ -1,6 +1,7 @@
 //! Every rule against PyTorch or an independent LARS in float64 (tools/fixtures/optim.py), and a resumed state bit for bit.
 
 use super::*;
+use crate::learn::weights::NamedTensor;
 use burn::backend::{Autodiff, Flex};
 use burn::module::{Module, ParamId};
 use burn::tensor::TensorData;
@@ -181,14 +182,14 @@ fn loading_is_strict() {
     assert_eq!(good.len(), 12);
     assert_eq!(optimizer.load_state(&model, good.clone()), Ok(()));
 
-    let mut load = |change: &dyn Fn(&mut Vec<StateTensor>)| {
+    let mut load = |change: &dyn Fn(&mut Vec<NamedTensor>)| {
         let mut entries = good.clone();
         change(&mut entries);
         let result = optimizer.load_state(&model, entries);
         assert_eq!(optimizer.state(), good, "a refused state changes nothing");
         result.unwrap_err()
     };
-    let bias = |entries: &[StateTensor], what: &str| {
+    let bias = |entries: &[NamedTensor], what: &str| {
         entries
             .iter()
             .position(|entry| entry.name == format!("bias.{what}"))
