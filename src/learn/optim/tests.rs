@@ -1,6 +1,7 @@
 //! Every rule against PyTorch or an independent LARS in float64 (tools/fixtures/optim.py), and a resumed state bit for bit.
 
 use super::*;
+use crate::learn::weights::NamedTensor;
 use burn::backend::{Autodiff, Flex};
 use burn::module::{Module, ParamId};
 use burn::tensor::TensorData;

@@ -88,19 +88,19 @@ impl Stem {
 #[non_exhaustive]
 pub enum ResNetError {
     /// No such depth.
-    #[error("no ResNet has depth {depth} (8, 10, 18, 34, 50, 101, 152 and 200 exist)")]
+    #[error("`encoder.depth` is {depth}: no ResNet has that depth (8, 10, 18, 34, 50, 101, 152 and 200 exist)")]
     Depth {
         /// As written.
         depth: u32,
     },
     /// A width that makes no network.
-    #[error("width {width} is not between 1/64 and 16")]
+    #[error("`encoder.width` is {width}, not between 1/64 and 16")]
     Width {
         /// As written.
         width: f64,
     },
     /// A padding wider than its kernel.
-    #[error("a stem padding of {padding} is not smaller than the kernel of {kernel}")]
+    #[error("`encoder.stem_padding` is {padding}, not smaller than the kernel of {kernel}")]
     StemPadding {
         /// As written.
         padding: u32,
