@@ -8,13 +8,22 @@ use common::World;
 fn a_recipe_that_is_not_there_or_not_understood() {
     let world = World::new();
     let error = world.refused(&["train", "nowhere.toml"]);
-    assert!(error.contains("cannot read the recipe `nowhere.toml`") && error.contains("hint:"), "{error}");
+    assert!(
+        error.contains("cannot read the recipe `nowhere.toml`") && error.contains("hint:"),
+        "{error}"
+    );
     std::fs::write(world.path("bad.toml"), "[train\nseed = 1").unwrap();
     let error = world.refused(&["train", "bad.toml"]);
-    assert!(error.contains("cannot understand the recipe `bad.toml`") && error.contains("line 1"), "{error}");
+    assert!(
+        error.contains("cannot understand the recipe `bad.toml`") && error.contains("line 1"),
+        "{error}"
+    );
     std::fs::write(world.path("bad.toml"), "[train]\nbatchsize = 1").unwrap();
     let error = world.refused(&["train", "bad.toml"]);
-    assert!(error.contains("unknown key `train.batchsize`") && error.contains("did you mean `train.batch_size`?"), "{error}");
+    assert!(
+        error.contains("unknown key `train.batchsize`") && error.contains("did you mean `train.batch_size`?"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -52,15 +61,28 @@ fn data_that_are_not_there() {
 fn fewer_images_than_a_batch() {
     let world = World::new();
     let error = world.refused(&["train", "tiny.toml", "--set", "train.batch_size=512"]);
-    assert!(error.contains("192 images, fewer than one batch of 512") && error.contains("hint:"), "{error}");
+    assert!(
+        error.contains("192 images, fewer than one batch of 512") && error.contains("hint:"),
+        "{error}"
+    );
 }
 
 #[test]
 fn a_broken_footer_and_a_missing_column() {
     let world = World::new();
     world.ok(&["ingest", "synthetic:shapes?train=192&test=64", "--out", "set"]);
-    let error = world.refused(&["train", "tiny.toml", "--data", "set", "--set", "data.image_column=picture"]);
-    assert!(error.contains("picture") && error.contains("image") && error.contains("hint:"), "{error}");
+    let error = world.refused(&[
+        "train",
+        "tiny.toml",
+        "--data",
+        "set",
+        "--set",
+        "data.image_column=picture",
+    ]);
+    assert!(
+        error.contains("picture") && error.contains("image") && error.contains("hint:"),
+        "{error}"
+    );
     let shard = std::fs::read_dir(world.path("set"))
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -85,8 +107,24 @@ fn an_evaluation_without_a_run_or_without_labels() {
     let world = World::new();
     let error = world.refused(&["eval", "knn", "nowhere"]);
     assert!(error.contains("there is no run in `nowhere`"), "{error}");
-    world.ok(&["ingest", "synthetic:shapes?train=192&test=64", "--out", "set", "--labels", "none"]);
-    world.ok(&["train", "tiny.toml", "--data", "set", "--out", "run", "--max-steps", "2"]);
+    world.ok(&[
+        "ingest",
+        "synthetic:shapes?train=192&test=64",
+        "--out",
+        "set",
+        "--labels",
+        "none",
+    ]);
+    world.ok(&[
+        "train",
+        "tiny.toml",
+        "--data",
+        "set",
+        "--out",
+        "run",
+        "--max-steps",
+        "2",
+    ]);
     let error = world.refused(&["eval", "knn", "run"]);
     assert!(error.contains("has no labels") && error.contains("hint:"), "{error}");
 }

@@ -23,7 +23,12 @@ fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut files: Vec<_> = std::fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(&path).unwrap()))
+        .map(|path| {
+            (
+                path.file_name().unwrap().to_str().unwrap().to_owned(),
+                std::fs::read(&path).unwrap(),
+            )
+        })
         .collect();
     files.sort();
     files
@@ -33,15 +38,31 @@ fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
 fn a_folder_tree_becomes_a_labelled_data_set_with_its_rejects_listed() {
     let world = World::new();
     tree(&world);
-    let summary: serde_json::Value = serde_json::from_str(&world.ok(&["ingest", "tree", "--out", "set", "--json"])).unwrap();
-    assert_eq!((&summary["samples"], &summary["rejected"]), (&5.into(), &1.into()), "{summary}");
+    let summary: serde_json::Value =
+        serde_json::from_str(&world.ok(&["ingest", "tree", "--out", "set", "--json"])).unwrap();
+    assert_eq!(
+        (&summary["samples"], &summary["rejected"]),
+        (&5.into(), &1.into()),
+        "{summary}"
+    );
     assert_eq!(summary["label_names"], serde_json::json!(["circles", "squares"]));
     let reject = &summary["rejects"][0];
     assert!(reject.to_string().contains("circles/broken.jpg"), "{reject}");
     let manifest = std::fs::read_to_string(world.path("set/manifest.json")).unwrap();
     assert!(manifest.contains("circles/broken.jpg"), "{manifest}");
 
-    world.ok(&["train", "tiny.toml", "--data", "set", "--set", "train.batch_size=4", "--max-steps", "2", "--out", "run"]);
+    world.ok(&[
+        "train",
+        "tiny.toml",
+        "--data",
+        "set",
+        "--set",
+        "train.batch_size=4",
+        "--max-steps",
+        "2",
+        "--out",
+        "run",
+    ]);
     let again = world.ok(&["ingest", "tree", "--out", "set"]);
     assert!(again.contains("complete already"), "{again}");
     let error = world.refused(&["ingest", "tree", "--out", "set", "--seed", "1"]);
@@ -67,16 +88,25 @@ fn the_same_arguments_give_the_same_bytes_and_another_seed_another_order() {
 #[test]
 fn a_killed_ingest_is_never_taken_for_complete_and_runs_to_the_same_bytes() {
     let world = World::new();
-    let args = ["ingest", "synthetic:shapes?train=6000&test=64", "--shard-mb", "1", "--out"];
+    let args = [
+        "ingest",
+        "synthetic:shapes?train=6000&test=64",
+        "--shard-mb",
+        "1",
+        "--out",
+    ];
     world.ok(&[&args[..], &["whole"]].concat());
     let mut child = world.command(&[&args[..], &["set"]].concat()).spawn().unwrap();
     let has_shard = || {
         fn any(folder: &Path) -> bool {
-            let Ok(entries) = std::fs::read_dir(folder) else { return false };
+            let Ok(entries) = std::fs::read_dir(folder) else {
+                return false;
+            };
             entries.flatten().any(|entry| {
                 let path = entry.path();
                 let name = entry.file_name();
-                (path.is_dir() && any(&path)) || (name.to_string_lossy().ends_with(".parquet") && !name.to_string_lossy().starts_with('.'))
+                (path.is_dir() && any(&path))
+                    || (name.to_string_lossy().ends_with(".parquet") && !name.to_string_lossy().starts_with('.'))
             })
         }
         any(&world.path("set"))

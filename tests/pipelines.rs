@@ -16,7 +16,11 @@ fn every_recipe_is_valid() {
         std::fs::write(world.path("again.toml"), &resolved).unwrap();
         // What was resolved is a recipe itself, and means the same.
         let strip = |text: &str| text.replace(" # default", "");
-        assert_eq!(strip(&world.ok(&["recipe", "show", "again.toml"])), strip(&resolved), "{recipe}");
+        assert_eq!(
+            strip(&world.ok(&["recipe", "show", "again.toml"])),
+            strip(&resolved),
+            "{recipe}"
+        );
     }
 }
 
@@ -28,12 +32,19 @@ fn the_reference_page_is_true() {
         std::fs::write(&path, &page).unwrap();
     }
     let committed = std::fs::read_to_string(&path).unwrap();
-    assert!(committed == page, "pipelines/REFERENCE.md is stale: run `UPDATE_REFERENCE=1 cargo test --test pipelines`");
+    assert!(
+        committed == page,
+        "pipelines/REFERENCE.md is stale: run `UPDATE_REFERENCE=1 cargo test --test pipelines`"
+    );
 }
 
 #[test]
 fn every_key_has_a_meaning() {
-    for line in World::new().ok(&["recipe", "reference"]).lines().filter(|line| line.starts_with("| `")) {
+    for line in World::new()
+        .ok(&["recipe", "reference"])
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+    {
         let meaning = line.split(" | ").nth(2).unwrap_or_default();
         assert!(meaning.trim_end_matches(" |").len() > 10, "no meaning: {line}");
     }

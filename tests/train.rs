@@ -11,15 +11,29 @@ use common::{World, text};
 fn a_run_leaves_all_that_was_promised() {
     let world = World::new();
     let stdout = world.ok(&["train", "tiny.toml", "--out", "run"]);
-    assert!(stdout.contains("trained") && stdout.contains("raw pixels") && stdout.contains("run folder: run"), "{stdout}");
+    assert!(
+        stdout.contains("trained") && stdout.contains("raw pixels") && stdout.contains("run folder: run"),
+        "{stdout}"
+    );
 
     let recipe = std::fs::read_to_string(world.path("run/recipe.toml")).unwrap();
-    assert!(recipe.contains("batch_size = 16\n") && recipe.contains("seed = 0 # default"), "{recipe}");
+    assert!(
+        recipe.contains("batch_size = 16\n") && recipe.contains("seed = 0 # default"),
+        "{recipe}"
+    );
     let metrics = world.metrics("run");
     assert_eq!(metrics.len(), 24);
     for (index, line) in metrics.iter().enumerate() {
         assert_eq!(line["step"], index + 1);
-        for key in ["epoch", "loss", "invariance", "variance", "covariance", "lr", "embedding_std"] {
+        for key in [
+            "epoch",
+            "loss",
+            "invariance",
+            "variance",
+            "covariance",
+            "lr",
+            "embedding_std",
+        ] {
             assert!(line[key].as_f64().unwrap().is_finite(), "{key}: {line}");
         }
         // Official loss, paper eq. (6).
@@ -32,11 +46,19 @@ fn a_run_leaves_all_that_was_promised() {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     checkpoints.sort();
-    assert_eq!(checkpoints, ["step-00000014", "step-00000021", "step-00000024"], "the newest three are kept");
+    assert_eq!(
+        checkpoints,
+        ["step-00000014", "step-00000021", "step-00000024"],
+        "the newest three are kept"
+    );
     assert!(world.path("run/encoder.safetensors").is_file() && world.path("run/quarantine.jsonl").is_file());
 
     let again = world.command(&["train", "tiny.toml", "--out", "run"]).output().unwrap();
-    assert!(again.status.success() && text(&again).contains("complete at step 24"), "{}", text(&again));
+    assert!(
+        again.status.success() && text(&again).contains("complete at step 24"),
+        "{}",
+        text(&again)
+    );
     assert_eq!(world.metrics("run"), metrics);
 }
 
@@ -48,8 +70,16 @@ fn an_interrupted_run_continues_bit_for_bit_with_any_number_of_workers() {
         let run = format!("stopped-{workers}");
         let set = format!("feed.workers={workers}");
         for stop in stops {
-            let stdout =
-                world.ok(&["train", "tiny.toml", "--out", &run, "--set", &set, "--max-steps", &stop.to_string()]);
+            let stdout = world.ok(&[
+                "train",
+                "tiny.toml",
+                "--out",
+                &run,
+                "--set",
+                &set,
+                "--max-steps",
+                &stop.to_string(),
+            ]);
             assert!(stdout.contains(&format!("stopped at step {stop} of 24")), "{stdout}");
         }
         world.ok(&["train", "tiny.toml", "--out", &run, "--set", &set]);
@@ -66,20 +96,39 @@ fn a_signal_saves_and_the_same_command_continues() {
     let world = World::new();
     let args = ["train", "tiny.toml", "--set", "train.epochs=400", "--out", "run"];
     for signal in ["TERM", "INT", "USR1"] {
-        let mut child = world.command(&args).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = world
+            .command(&args)
+            .stderr(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
         // Once a step is logged the loop runs and listens.
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        assert!(lines.any(|line| line.unwrap().starts_with("step ")), "no step was logged");
-        let kill = std::process::Command::new("kill").args(["-s", signal, &child.id().to_string()]).status().unwrap();
+        assert!(
+            lines.any(|line| line.unwrap().starts_with("step ")),
+            "no step was logged"
+        );
+        let kill = std::process::Command::new("kill")
+            .args(["-s", signal, &child.id().to_string()])
+            .status()
+            .unwrap();
         assert!(kill.success());
         lines.for_each(drop);
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(0), "SIG{signal}: {}", text(&output));
-        assert!(text(&output).contains("the same command continues"), "{}", text(&output));
+        assert!(
+            text(&output).contains("the same command continues"),
+            "{}",
+            text(&output)
+        );
     }
     let metrics = world.metrics("run");
     let steps: Vec<u64> = metrics.iter().map(|line| line["step"].as_u64().unwrap()).collect();
-    assert_eq!(steps, (1..=steps.len() as u64).collect::<Vec<_>>(), "no step is missing or double");
+    assert_eq!(
+        steps,
+        (1..=steps.len() as u64).collect::<Vec<_>>(),
+        "no step is missing or double"
+    );
 }
 
 #[test]
@@ -110,13 +159,32 @@ fn a_run_folder_takes_only_its_own_recipe_and_data() {
     let world = World::new();
     world.ok(&["train", "tiny.toml", "--out", "run", "--max-steps", "3"]);
     let error = world.refused(&["train", "tiny.toml", "--out", "run", "--set", "loss.variance=10.0"]);
-    assert!(error.contains("loss.variance: the run has 25.0, the recipe 10.0") && error.contains("hint:"), "{error}");
-    let error = world.refused(&["train", "tiny.toml", "--out", "run", "--data", "synthetic:shapes?train=192&test=64&seed=1"]);
+    assert!(
+        error.contains("loss.variance: the run has 25.0, the recipe 10.0") && error.contains("hint:"),
+        "{error}"
+    );
+    let error = world.refused(&[
+        "train",
+        "tiny.toml",
+        "--out",
+        "run",
+        "--data",
+        "synthetic:shapes?train=192&test=64&seed=1",
+    ]);
     assert!(error.contains("was made from other data"), "{error}");
     let error = world.refused(&["train", "tiny.toml", "--out", "run", "--resume", "never"]);
     assert!(error.contains("there is a run in `run` already"), "{error}");
     // Operational keys are free.
-    world.ok(&["train", "tiny.toml", "--out", "run", "--max-steps", "4", "--set", "train.checkpoint_every=2"]);
+    world.ok(&[
+        "train",
+        "tiny.toml",
+        "--out",
+        "run",
+        "--max-steps",
+        "4",
+        "--set",
+        "train.checkpoint_every=2",
+    ]);
     let error = world.refused(&["train", "tiny.toml", "--out", "new", "--resume", "nowhere"]);
     assert!(error.contains("there is no checkpoint in `nowhere`"), "{error}");
 }
@@ -125,14 +193,46 @@ fn a_run_folder_takes_only_its_own_recipe_and_data() {
 fn init_from_starts_a_new_run_from_weights() {
     let world = World::new();
     world.ok(&["train", "tiny.toml", "--out", "first", "--max-steps", "6"]);
-    world.ok(&["train", "tiny.toml", "--out", "second", "--init-from", "first", "--set", "train.seed=5", "--max-steps", "3"]);
+    world.ok(&[
+        "train",
+        "tiny.toml",
+        "--out",
+        "second",
+        "--init-from",
+        "first",
+        "--set",
+        "train.seed=5",
+        "--max-steps",
+        "3",
+    ]);
     let second = world.metrics("second");
     assert_eq!(second[0]["step"], 1);
     assert_ne!(second[0]["loss"], world.metrics("first")[0]["loss"]);
     // It continues without `--init-from`: the weights are in its checkpoint.
-    world.ok(&["train", "tiny.toml", "--out", "second", "--set", "train.seed=5", "--max-steps", "5"]);
-    let error = world.refused(&["train", "tiny.toml", "--out", "third", "--init-from", "first", "--set", "encoder.width=0.125"]);
-    assert!(error.contains("the shape of `backbone.") && error.contains("model.safetensors"), "{error}");
+    world.ok(&[
+        "train",
+        "tiny.toml",
+        "--out",
+        "second",
+        "--set",
+        "train.seed=5",
+        "--max-steps",
+        "5",
+    ]);
+    let error = world.refused(&[
+        "train",
+        "tiny.toml",
+        "--out",
+        "third",
+        "--init-from",
+        "first",
+        "--set",
+        "encoder.width=0.125",
+    ]);
+    assert!(
+        error.contains("the shape of `backbone.") && error.contains("model.safetensors"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -141,7 +241,10 @@ fn resume_takes_a_checkpoint_by_path_into_a_new_folder() {
     world.ok(&["train", "tiny.toml", "--out", "whole"]);
     let path = "whole/checkpoints/step-00000014";
     let error = world.refused(&["train", "tiny.toml", "--resume", path]);
-    assert!(error.contains("is not the newest checkpoint") && error.contains("--out"), "{error}");
+    assert!(
+        error.contains("is not the newest checkpoint") && error.contains("--out"),
+        "{error}"
+    );
     world.ok(&["train", "tiny.toml", "--resume", path, "--out", "branch"]);
     assert_eq!(world.metrics("branch"), world.metrics("whole")[14..]);
     assert_eq!(world.weights("branch", 24), world.weights("whole", 24));
@@ -151,7 +254,12 @@ fn resume_takes_a_checkpoint_by_path_into_a_new_folder() {
 fn a_dry_run_says_the_plan_and_writes_nothing() {
     let world = World::new();
     let stdout = world.ok(&["train", "tiny.toml", "--out", "run", "--dry-run"]);
-    for expected in ["samples          192", "steps an epoch   12 (0 images dropped)", "steps            24", "memory"] {
+    for expected in [
+        "samples          192",
+        "steps an epoch   12 (0 images dropped)",
+        "steps            24",
+        "memory",
+    ] {
         assert!(stdout.contains(expected), "{stdout}");
     }
     assert!(!world.path("run").exists());

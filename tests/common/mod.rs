@@ -46,7 +46,9 @@ resize = 16
 
 impl World {
     pub fn new() -> Self {
-        let world = Self { dir: tempfile::tempdir().unwrap() };
+        let world = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
         std::fs::write(world.path("tiny.toml"), TINY).unwrap();
         world
     }
@@ -59,7 +61,11 @@ impl World {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vicreg-stream"));
         // The synthetic images are made once for all tests: the cache is safe for processes that race.
         let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
-        command.args(args).current_dir(self.dir.path()).env("VICREG_STREAM_CACHE", cache).env("NO_COLOR", "1");
+        command
+            .args(args)
+            .current_dir(self.dir.path())
+            .env("VICREG_STREAM_CACHE", cache)
+            .env("NO_COLOR", "1");
         command
     }
 
@@ -83,7 +89,10 @@ impl World {
         let line = |line: &str| {
             let mut value: serde_json::Value = serde_json::from_str(line).unwrap();
             for timing in ["images_per_s", "step_ms", "feed_wait_ms"] {
-                assert!(value.as_object_mut().unwrap().remove(timing).is_some(), "{timing} is missing");
+                assert!(
+                    value.as_object_mut().unwrap().remove(timing).is_some(),
+                    "{timing} is missing"
+                );
             }
             value
         };
@@ -93,7 +102,9 @@ impl World {
     /// All bytes that decide how a run goes on: weights and optimiser state after a step.
     pub fn weights(&self, run: &str, step: u64) -> Vec<Vec<u8>> {
         let folder = self.path(run).join(format!("checkpoints/step-{step:08}"));
-        ["model.safetensors", "optimizer.safetensors"].map(|name| std::fs::read(folder.join(name)).unwrap()).to_vec()
+        ["model.safetensors", "optimizer.safetensors"]
+            .map(|name| std::fs::read(folder.join(name)).unwrap())
+            .to_vec()
     }
 }
 
