@@ -3,9 +3,10 @@
 //! In: relaxed counters, one cache line a thread. Out: [`GaugesSnapshot`].
 //! Invariant: only read by people and tests of liveness; no decision of the feed depends on a clock.
 
-use super::sync::{Arc, AtomicU8, AtomicU64, Ordering};
+use super::sync::{AtomicU8, AtomicU64, Ordering};
 use crossbeam::utils::CachePadded;
 use serde::Serialize;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What a thread is doing.

@@ -2,10 +2,10 @@
 //!
 //! In: a [`Dataset`] and a [`FeedPlan`]. Out: [`Batch`]es of u8 `[V, N, H, W, 3]`.
 //!
-//!     order    which sample comes when: a pure function                     permute
+//!     order    which sample comes when: a pure function                     permute, share (ranks)
 //!     reader   row groups ahead, into three window places                   one thread
 //!     worker   claim a position, decode once, write every view              one a core
-//!     ring     slots that fill up, and are handed out in batch order        slot (the only unsafe), board, sync
+//!     ring     slots that fill up, and are handed out in batch order        slot (the only unsafe), cursor, board, sync
 //!     batch    what the trainer sees; dropping it gives the slot back       quarantine
 //!
 //! Invariants: every byte is a function of (plan, data set, step), for any number of workers and slots; the path of a
@@ -17,6 +17,7 @@ pub mod blur;
 mod board;
 pub mod color;
 pub mod crop;
+mod cursor;
 mod error;
 pub mod gauges;
 pub mod options;
@@ -25,6 +26,7 @@ pub mod permute;
 pub mod quarantine;
 mod reader;
 mod ring;
+mod share;
 pub mod slot;
 mod sync;
 pub mod view;
@@ -44,13 +46,14 @@ pub use slot::{HeapMemory, SlotBytes, SlotMemory};
 use crate::data::Dataset;
 use board::Board;
 use gauges::{Doing, Gauges};
-use order::Share;
 use quarantine::Quarantine;
 use reader::Reader;
 use ring::Ring;
+use share::Share;
 use slot::{Shape, WindowTable};
 use std::collections::HashMap;
-use sync::{Arc, Ordering, thread};
+use std::sync::Arc;
+use sync::{Ordering, thread};
 use worker::Workshop;
 
 /// Sizes of a pass, to print before it starts.

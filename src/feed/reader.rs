@@ -9,12 +9,14 @@ use super::board::{Board, Stopped};
 use super::error::{FeedError, panic_message};
 use super::gauges::{Doing, Gauges};
 use super::options::Passes;
-use super::order::{Group, Order, Share, WindowPlan};
+use super::order::{Group, Order, WindowPlan};
+use super::share::Share;
 use super::slot::WindowWriter;
-use super::sync::{Arc, Ordering};
+use super::sync::Ordering;
 use crate::data::{Dataset, RowGroup, ShardId};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::Weak;
 
 /// A window with its row groups in memory.

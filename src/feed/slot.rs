@@ -12,13 +12,15 @@
 #![allow(unsafe_code)]
 
 use super::board::Board;
+use super::cursor::{Cursor, SlotTicket, WindowTicket};
 use super::order::WINDOW_PLACES;
 use super::quarantine::Reject;
-use super::sync::{Arc, AtomicU8, AtomicU32, AtomicU64, Ordering, UnsafeCell};
+use super::sync::{AtomicU8, AtomicU32, AtomicU64, Ordering, UnsafeCell};
 use crate::data::SampleKey;
 use crossbeam::utils::CachePadded;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 /// Memory for slots: ordinary, or page-locked for a device.
 pub trait SlotMemory {
@@ -74,53 +76,6 @@ unsafe impl SlotBytes for HeapBytes {
     }
 }
 
-/// Hands out each local position once.
-pub(crate) struct Cursor {
-    /// Told apart from other cursors, since a ticket is good for one feed only.
-    id: u64,
-    /// Next position. Relaxed: only uniqueness matters, the tickets carry no data.
-    next: CachePadded<AtomicU64>,
-    /// First position that will never be.
-    end: u64,
-}
-
-/// A position's right to one place in a slot.
-#[derive(Debug)]
-pub(crate) struct SlotTicket {
-    cursor: u64,
-    position: u64,
-}
-
-/// A position's right to read its window.
-#[derive(Debug)]
-pub(crate) struct WindowTicket {
-    cursor: u64,
-    position: u64,
-}
-
-impl Cursor {
-    pub fn new(end: u64) -> Self {
-        // A process-wide count; std's atomic also under loom, which has no statics.
-        static IDS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-        Self {
-            id: IDS.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
-            next: CachePadded::new(AtomicU64::new(0)),
-            end,
-        }
-    }
-
-    /// The next position, and its tickets; `None` at the end.
-    pub fn claim(&self) -> Option<(u64, WindowTicket, SlotTicket)> {
-        let position = self.next.fetch_add(1, Ordering::Relaxed);
-        let cursor = self.id;
-        (position < self.end).then_some((
-            position,
-            WindowTicket { cursor, position },
-            SlotTicket { cursor, position },
-        ))
-    }
-}
-
 /// Sizes of a slot.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
@@ -156,7 +111,7 @@ pub(crate) struct Slot {
     state: AtomicU64,
     /// Samples of the batch it is open for: written before `state`'s Release.
     len: AtomicU32,
-    /// Samples not yet written. AcqRel on each decrement; the consumer's Acquire load of 0 makes all of them visible.
+    /// Samples not yet written. Release on each decrement; the consumer's Acquire load of 0 makes all of them visible.
     missing: CachePadded<AtomicU32>,
     /// Debug: what happened to each place since the slot was opened (UNTOUCHED, LEASED, FINISHED).
     leases: Box<[AtomicU8]>,
@@ -188,7 +143,7 @@ impl Slot {
         assert!(len as usize <= shape.samples, "a batch is larger than its slot");
         let leases = if cfg!(debug_assertions) { shape.samples } else { 0 };
         Self {
-            cursor: cursor.id,
+            cursor: cursor.id(),
             shape,
             bytes,
             records: (0..shape.samples).map(|_| UnsafeCell::new(Record::default())).collect(),
@@ -201,9 +156,9 @@ impl Slot {
 
     /// The ticket's place, or the ticket back while the slot belongs to an earlier batch.
     pub fn place<'a>(&'a self, ticket: SlotTicket, board: &'a Board) -> Result<Place<'a>, SlotTicket> {
-        assert_eq!(ticket.cursor, self.cursor, "a ticket of another feed");
-        let batch = ticket.position / self.shape.samples as u64;
-        let index = (ticket.position % self.shape.samples as u64) as usize;
+        assert_eq!(ticket.cursor(), self.cursor, "a ticket of another feed");
+        let batch = ticket.position() / self.shape.samples as u64;
+        let index = (ticket.position() % self.shape.samples as u64) as usize;
         // Acquire: pairs with the Release in `Taken::free`; the consumer has done reading, `len` is this batch's.
         if self.state.load(Ordering::Acquire) != open(batch) {
             return Err(ticket);
@@ -287,8 +242,8 @@ impl Place<'_> {
     pub fn finish(mut self) {
         self.finished = true;
         self.slot.mark(self.index, LEASED, FINISHED);
-        // Release: publishes this place's bytes to `take`. Acquire: so do, through this thread, the earlier ones to whom it may wake.
-        if self.slot.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
+        // Release: publishes this place's bytes to `take`, which reads the last decrement and with it all of them.
+        if self.slot.missing.fetch_sub(1, Ordering::Release) == 1 {
             self.board.consumer.wake();
         }
     }
@@ -388,7 +343,7 @@ impl<T> WindowTable<T> {
             value: UnsafeCell::new(None),
         };
         let table = Arc::new(Self {
-            cursor: cursor.id,
+            cursor: cursor.id(),
             cells: std::array::from_fn(cell),
         });
         let writer = WindowWriter {
@@ -402,7 +357,7 @@ impl<T> WindowTable<T> {
     /// The window of the ticket's position, or the ticket back while it is not published. `hint` is a window that is not after it
     /// (0, or where this thread's last, smaller position was), and is moved on.
     pub fn pin(&self, ticket: WindowTicket, hint: &mut u64) -> Result<Pin<'_, T>, WindowTicket> {
-        assert_eq!(ticket.cursor, self.cursor, "a ticket of another feed");
+        assert_eq!(ticket.cursor(), self.cursor, "a ticket of another feed");
         loop {
             let cell = &self.cells[(*hint % WINDOW_PLACES as u64) as usize];
             let open = 2 * *hint + 1;
@@ -418,11 +373,11 @@ impl<T> WindowTable<T> {
             }
             // Acquire: a bound that belongs to a later window brings the retiring store of `tag` with it, which the second look then sees.
             let (first, end) = (cell.first.load(Ordering::Acquire), cell.end.load(Ordering::Acquire));
-            if cell.tag.load(Ordering::Relaxed) != open || ticket.position >= end {
+            if cell.tag.load(Ordering::Relaxed) != open || ticket.position() >= end {
                 *hint += 1;
                 continue;
             }
-            assert!(ticket.position >= first, "the hint is past the ticket's window");
+            assert!(ticket.position() >= first, "the hint is past the ticket's window");
             // SAFETY: window `hint` is open and contains the ticket's position, whose share of `unfinished` only the `Pin` made of this
             // unique ticket gives up. Until then `unfinished` > 0 and the writer does not touch the value.
             let value = cell.value.with(|value| unsafe { (*value).as_ref() });
