@@ -1,7 +1,8 @@
 //! The cursor: hands out each local position once, with the tickets that are its rights.
 //!
 //! In: nothing but the number of positions. Out: [`SlotTicket`] and [`WindowTicket`].
-//! Invariant: a ticket exists once: made here only, neither `Clone` nor `Copy`, spent by value. The safety of `slot` rests on it.
+//! Invariant: a ticket exists once: made here only, neither `Clone` nor `Copy`, spent by value. The safety of `slot`
+//! rests on it.
 
 use super::sync::{AtomicU64, Ordering};
 use crossbeam::utils::CachePadded;

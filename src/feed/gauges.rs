@@ -149,8 +149,8 @@ impl Gauges {
         sum
     }
 
-    /// The stage that holds everything up, once the consumer has waited in vain for `limit`: the first, from the disk on, that is
-    /// at one piece of work that long.
+    /// The stage that holds everything up, once the consumer has waited in vain for `limit`: the first, from the disk
+    /// on, that is at one piece of work that long.
     pub fn stall(&self, limit: Duration) -> Option<Stall> {
         let stuck = |gauge: &Gauge, doing| {
             let waited = self.now().saturating_sub(gauge.since.load(Ordering::Relaxed));

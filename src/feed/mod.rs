@@ -9,8 +9,8 @@
 //!     batch    what the trainer sees; dropping it gives the slot back       quarantine
 //!
 //! Invariants: every byte is a function of (plan, data set, step), for any number of workers and slots; the path of a
-//! sample takes no lock; an idle thread sleeps; a dead one is an error at the consumer. Knows no burn type: memory comes
-//! from [`SlotMemory`]. Start reading at [`Feed::start`].
+//! sample takes no lock; an idle thread sleeps; a dead one is an error at the consumer. Knows no burn type: memory
+//! comes from [`SlotMemory`]. Start reading at [`Feed::start`].
 
 mod batch;
 pub mod blur;
@@ -169,8 +169,8 @@ impl FeedOptions {
 }
 
 impl Feed {
-    /// Starts the threads; slots are ordinary memory. The first batch is that of `start_step`, with the bytes that it has in
-    /// every run. Errors if the plan does not fit the data set, memory or threads are not to be had.
+    /// Starts the threads; slots are ordinary memory. The first batch is that of `start_step`, with the bytes that it
+    /// has in every run. Errors if the plan does not fit the data set, memory or threads are not to be had.
     pub fn start(
         dataset: Arc<Dataset>,
         plan: FeedPlan,
@@ -271,8 +271,8 @@ impl Feed {
 
     /// The next batch, as soon as it is full; `None` after the last one of a sequential pass.
     ///
-    /// Errors come at the batch that they spoil, after all earlier batches; after an error the feed has ended. A caller that
-    /// keeps as many batches as the ring has slots waits for ever: drop them, or have another thread do so.
+    /// Errors come at the batch that they spoil, after all earlier batches; after an error the feed has ended. A caller
+    /// that keeps as many batches as the ring has slots waits for ever: drop them, or have another thread do so.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Batch>, FeedError> {
         if self.ended {
@@ -351,8 +351,8 @@ impl Feed {
         self.quarantine.state(None).unwrap_or_default()
     }
 
-    /// Bad samples known after the batch of `step`, for a trainer that has fetched later ones already; `None` if that batch is
-    /// not among the last 256.
+    /// Bad samples known after the batch of `step`, for a trainer that has fetched later ones already; `None` if that
+    /// batch is not among the last 256.
     pub fn quarantine_state_after(&self, step: u64) -> Option<QuarantineState> {
         self.quarantine.state(Some(step))
     }

@@ -1,7 +1,8 @@
 //! Which sample comes when: a pure function of (seed, epoch, position).
 //!
-//! In: sizes of row groups, from the footers. Out: position k of epoch e -> [`SampleKey`], windows to load, substitutes.
-//! Row groups are permuted by a keyed bijection, cut into windows, and permuted inside the window by another one:
+//! In: sizes of row groups, from the footers. Out: position k of epoch e -> [`SampleKey`], windows to load,
+//! substitutes. Row groups are permuted by a keyed bijection, cut into windows, and permuted inside the window by
+//! another one:
 //!
 //!     row groups   3 0 4 | 1 5 | 2 ...      cut where the next one would not fit
 //!     positions    0 ........ k ........ M  position -> window -> entry -> row group and row
@@ -70,8 +71,9 @@ pub(crate) struct Entry {
 }
 
 impl Order {
-    /// The order of these shards. `window_bytes` is the shuffle budget: a data set that fits is one window (a full shuffle);
-    /// otherwise windows take a third of it, since three of them are held. A row group above that is a window of its own.
+    /// The order of these shards. `window_bytes` is the shuffle budget: a data set that fits is one window (a full
+    /// shuffle); otherwise windows take a third of it, since three of them are held. A row group above that is a window
+    /// of its own.
     pub fn new(shards: &[Shard], passes: Passes, window_bytes: u64) -> Self {
         let groups: Vec<Group> = shards
             .iter()
@@ -180,8 +182,8 @@ impl EpochPlan {
         self.windows.len()
     }
 
-    /// The sample at `position`, or the one that replaces it after `attempt` bad ones; `None` when the window has no more.
-    /// Panics when `position` is not below the number of samples.
+    /// The sample at `position`, or the one that replaces it after `attempt` bad ones; `None` when the window has no
+    /// more. Panics when `position` is not below the number of samples.
     pub fn sample(&self, position: u64, attempt: u64) -> Option<SampleKey> {
         let after = self.windows.partition_point(|window| window.first <= position);
         let window = &self.windows[after - 1];
@@ -200,8 +202,8 @@ impl WindowPlan {
         if self.keyed.is_some() { self.rows } else { 1 }
     }
 
-    /// Entry `index` of the window in this epoch's order; attempt a is the a-th one after it in the window's keyed cycle,
-    /// which visits every sample once.
+    /// Entry `index` of the window in this epoch's order; attempt a is the a-th one after it in the window's keyed
+    /// cycle, which visits every sample once.
     pub fn entry(&self, index: u64, attempt: u64) -> Option<Entry> {
         if attempt >= self.tries() {
             return None;

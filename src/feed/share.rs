@@ -1,7 +1,8 @@
 //! One rank's share of the stream of positions: local position -> epoch and position, window -> local positions.
 //!
 //! In: the order, the batch, this rank, the start step. Out: arithmetic.
-//! Invariant: the shares of all ranks, side by side, are the global batches of one; each local position lies in one window.
+//! Invariant: the shares of all ranks, side by side, are the global batches of one; each local position lies in one
+//! window.
 
 use super::options::Passes;
 use super::order::{Order, WindowPlan};

@@ -1,9 +1,9 @@
 //! A worker: claims the next position, decodes its sample and writes all views of it into their place.
 //!
 //! In: the cursor's tickets, windows. Out: finished places.
-//! Invariant: the bytes of a place are a function of (plan, data set, epoch, position), so any worker may do any position.
-//! A substitute draws from the position's own stream of Philox, from its start: the failed attempts have drawn nothing,
-//! so its views are those that the position would have given to any image.
+//! Invariant: the bytes of a place are a function of (plan, data set, epoch, position), so any worker may do any
+//! position. A substitute draws from the position's own stream of Philox, from its start: the failed attempts have
+//! drawn nothing, so its views are those that the position would have given to any image.
 
 use super::board::{Board, Stopped};
 use super::cursor::{SlotTicket, WindowTicket};
@@ -169,7 +169,8 @@ impl Workshop {
         record.present = present;
     }
 
-    /// Decodes the entry into the bench's image. The codec answers a decoder's panic with an error, as it does any bad byte.
+    /// Decodes the entry into the bench's image. The codec answers a decoder's panic with an error, as it does any bad
+    /// byte.
     fn decode(&self, bench: &mut Bench, window: &Window, entry: &Entry) -> Result<(), Reject> {
         let Some(bytes) = window.groups[entry.group].image(entry.key.row) else {
             return Err(self.reject(window, entry, "null", "the row has no image".into()));
