@@ -6,8 +6,8 @@
 use super::quarantine::Reject;
 use super::ring::Ring;
 use super::slot::Taken;
-use super::sync::Arc;
 use crate::data::SampleKey;
+use std::sync::Arc;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 /// One batch of this rank.

@@ -71,7 +71,8 @@ impl Board {
         self.consumer.wake();
     }
 
-    /// `batch` cannot be made. Of several failures the earliest batch's is kept, and of one batch's the first that says why.
+    /// `batch` cannot be made. Of several failures the earliest batch's is kept, and of one batch's the first that says
+    /// why.
     pub fn fail(&self, batch: u64, error: FeedError) {
         let mut failure = lock(&self.failure);
         let keep = failure

@@ -88,7 +88,10 @@ pub enum FeedError {
         expected: u64,
     },
     /// Each sample of a window was tried for one place, and all are bad.
-    #[error("none of the {samples} samples around `{}`, row group {}, row {} can be decoded (epoch {epoch}, position {position})", .last.shard, .last.key.row_group, .last.key.row)]
+    #[error(
+        "none of the {samples} samples around `{}`, row group {}, row {} can be decoded (epoch {epoch}, position {position})",
+        .last.shard, .last.key.row_group, .last.key.row
+    )]
     AllBad {
         /// Epoch.
         epoch: u32,

@@ -3,9 +3,10 @@
 //! In: relaxed counters, one cache line a thread. Out: [`GaugesSnapshot`].
 //! Invariant: only read by people and tests of liveness; no decision of the feed depends on a clock.
 
-use super::sync::{Arc, AtomicU8, AtomicU64, Ordering};
+use super::sync::{AtomicU8, AtomicU64, Ordering};
 use crossbeam::utils::CachePadded;
 use serde::Serialize;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What a thread is doing.
@@ -148,8 +149,8 @@ impl Gauges {
         sum
     }
 
-    /// The stage that holds everything up, once the consumer has waited in vain for `limit`: the first, from the disk on, that is
-    /// at one piece of work that long.
+    /// The stage that holds everything up, once the consumer has waited in vain for `limit`: the first, from the disk
+    /// on, that is at one piece of work that long.
     pub fn stall(&self, limit: Duration) -> Option<Stall> {
         let stuck = |gauge: &Gauge, doing| {
             let waited = self.now().saturating_sub(gauge.since.load(Ordering::Relaxed));

@@ -2,21 +2,22 @@
 //!
 //! In: a [`Dataset`] and a [`FeedPlan`]. Out: [`Batch`]es of u8 `[V, N, H, W, 3]`.
 //!
-//!     order    which sample comes when: a pure function                     permute
+//!     order    which sample comes when: a pure function                     permute, share (ranks)
 //!     reader   row groups ahead, into three window places                   one thread
 //!     worker   claim a position, decode once, write every view              one a core
-//!     ring     slots that fill up, and are handed out in batch order        slot (the only unsafe), board, sync
+//!     ring     slots that fill up, and are handed out in batch order        slot (the only unsafe), cursor, board, sync
 //!     batch    what the trainer sees; dropping it gives the slot back       quarantine
 //!
 //! Invariants: every byte is a function of (plan, data set, step), for any number of workers and slots; the path of a
-//! sample takes no lock; an idle thread sleeps; a dead one is an error at the consumer. Knows no burn type: memory comes
-//! from [`SlotMemory`]. Start reading at [`Feed::start`].
+//! sample takes no lock; an idle thread sleeps; a dead one is an error at the consumer. Knows no burn type: memory
+//! comes from [`SlotMemory`]. Start reading at [`Feed::start`].
 
 mod batch;
 pub mod blur;
 mod board;
 pub mod color;
 pub mod crop;
+mod cursor;
 mod error;
 pub mod gauges;
 pub mod options;
@@ -25,6 +26,7 @@ pub mod permute;
 pub mod quarantine;
 mod reader;
 mod ring;
+mod share;
 pub mod slot;
 mod sync;
 pub mod view;
@@ -44,13 +46,14 @@ pub use slot::{HeapMemory, SlotBytes, SlotMemory};
 use crate::data::Dataset;
 use board::Board;
 use gauges::{Doing, Gauges};
-use order::Share;
 use quarantine::Quarantine;
 use reader::Reader;
 use ring::Ring;
+use share::Share;
 use slot::{Shape, WindowTable};
 use std::collections::HashMap;
-use sync::{Arc, Ordering, thread};
+use std::sync::Arc;
+use sync::{Ordering, thread};
 use worker::Workshop;
 
 /// Sizes of a pass, to print before it starts.
@@ -167,8 +170,8 @@ impl FeedOptions {
 }
 
 impl Feed {
-    /// Starts the threads; slots are ordinary memory. The first batch is that of `start_step`, with the bytes that it has in
-    /// every run. Errors if the plan does not fit the data set, memory or threads are not to be had.
+    /// Starts the threads; slots are ordinary memory. The first batch is that of `start_step`, with the bytes that it
+    /// has in every run. Errors if the plan does not fit the data set, memory or threads are not to be had.
     pub fn start(
         dataset: Arc<Dataset>,
         plan: FeedPlan,
@@ -269,8 +272,8 @@ impl Feed {
 
     /// The next batch, as soon as it is full; `None` after the last one of a sequential pass.
     ///
-    /// Errors come at the batch that they spoil, after all earlier batches; after an error the feed has ended. A caller that
-    /// keeps as many batches as the ring has slots waits for ever: drop them, or have another thread do so.
+    /// Errors come at the batch that they spoil, after all earlier batches; after an error the feed has ended. A caller
+    /// that keeps as many batches as the ring has slots waits for ever: drop them, or have another thread do so.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Batch>, FeedError> {
         if self.ended {
@@ -349,8 +352,8 @@ impl Feed {
         self.quarantine.state(None).unwrap_or_default()
     }
 
-    /// Bad samples known after the batch of `step`, for a trainer that has fetched later ones already; `None` if that batch is
-    /// not among the last 256.
+    /// Bad samples known after the batch of `step`, for a trainer that has fetched later ones already; `None` if that
+    /// batch is not among the last 256.
     pub fn quarantine_state_after(&self, step: u64) -> Option<QuarantineState> {
         self.quarantine.state(Some(step))
     }

@@ -1,7 +1,8 @@
 //! Which sample comes when: a pure function of (seed, epoch, position).
 //!
-//! In: sizes of row groups, from the footers. Out: position k of epoch e -> [`SampleKey`], windows to load, substitutes.
-//! Row groups are permuted by a keyed bijection, cut into windows, and permuted inside the window by another one:
+//! In: sizes of row groups, from the footers. Out: position k of epoch e -> [`SampleKey`], windows to load,
+//! substitutes. Row groups are permuted by a keyed bijection, cut into windows, and permuted inside the window by
+//! another one:
 //!
 //!     row groups   3 0 4 | 1 5 | 2 ...      cut where the next one would not fit
 //!     positions    0 ........ k ........ M  position -> window -> entry -> row group and row
@@ -70,8 +71,9 @@ pub(crate) struct Entry {
 }
 
 impl Order {
-    /// The order of these shards. `window_bytes` is the shuffle budget: a data set that fits is one window (a full shuffle);
-    /// otherwise windows take a third of it, since three of them are held. A row group above that is a window of its own.
+    /// The order of these shards. `window_bytes` is the shuffle budget: a data set that fits is one window (a full
+    /// shuffle); otherwise windows take a third of it, since three of them are held. A row group above that is a window
+    /// of its own.
     pub fn new(shards: &[Shard], passes: Passes, window_bytes: u64) -> Self {
         let groups: Vec<Group> = shards
             .iter()
@@ -180,8 +182,8 @@ impl EpochPlan {
         self.windows.len()
     }
 
-    /// The sample at `position`, or the one that replaces it after `attempt` bad ones; `None` when the window has no more.
-    /// Panics when `position` is not below the number of samples.
+    /// The sample at `position`, or the one that replaces it after `attempt` bad ones; `None` when the window has no
+    /// more. Panics when `position` is not below the number of samples.
     pub fn sample(&self, position: u64, attempt: u64) -> Option<SampleKey> {
         let after = self.windows.partition_point(|window| window.first <= position);
         let window = &self.windows[after - 1];
@@ -200,8 +202,8 @@ impl WindowPlan {
         if self.keyed.is_some() { self.rows } else { 1 }
     }
 
-    /// Entry `index` of the window in this epoch's order; attempt a is the a-th one after it in the window's keyed cycle,
-    /// which visits every sample once.
+    /// Entry `index` of the window in this epoch's order; attempt a is the a-th one after it in the window's keyed
+    /// cycle, which visits every sample once.
     pub fn entry(&self, index: u64, attempt: u64) -> Option<Entry> {
         if attempt >= self.tries() {
             return None;
@@ -234,97 +236,8 @@ impl WindowPlan {
     }
 }
 
-/// This rank's share of the stream of positions, from the start step on.
-///
-/// A local position q counts what this process makes: batch q / share of the run, place q % share in it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Share {
-    /// Samples in a global batch.
-    batch: u64,
-    /// Samples of it that are this rank's.
-    pub share: u64,
-    /// Places of the global batch before this rank's.
-    offset: u64,
-    /// Positions of an epoch that are used: a shuffled epoch drops its tail.
-    used: u64,
-    pub steps_per_epoch: u64,
-    pub start_step: u64,
-    /// Local positions there will ever be.
-    pub total: u64,
-}
-
-/// What a local position means to all ranks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
-    pub epoch: u32,
-    /// Position in the epoch.
-    pub position: u64,
-}
-
-impl Share {
-    /// The share of `rank` of `world` (which divides `batch`) from `start_step` on.
-    pub fn new(order: &Order, batch: u32, rank: u32, world: u32, start_step: u64) -> Self {
-        let (batch, samples) = (u64::from(batch), order.samples());
-        let share = batch / u64::from(world);
-        let endless = matches!(order.passes(), Passes::Shuffled { .. });
-        let steps_per_epoch = if endless {
-            samples / batch
-        } else {
-            samples.div_ceil(batch)
-        };
-        let mut this = Self {
-            batch,
-            share,
-            offset: u64::from(rank) * share,
-            used: if endless { steps_per_epoch * batch } else { samples },
-            steps_per_epoch,
-            start_step,
-            total: u64::MAX,
-        };
-        if !endless {
-            this.total = this.below(samples).saturating_sub(start_step.saturating_mul(share));
-        }
-        this
-    }
-
-    /// Positions of this rank in an epoch that are below `position`.
-    fn below(&self, position: u64) -> u64 {
-        let position = position.min(self.used);
-        position / self.batch * self.share + (position % self.batch).saturating_sub(self.offset).min(self.share)
-    }
-
-    /// Local positions that the window holds; empty when none will be claimed here, and then it is never read.
-    pub fn range(&self, window: &WindowPlan) -> std::ops::Range<u64> {
-        let epoch_start = u64::from(window.epoch) * self.steps_per_epoch * self.share;
-        let skipped = self.start_step * self.share;
-        let local = |position| (epoch_start + self.below(position)).saturating_sub(skipped);
-        local(window.first)..local(window.first + window.rows)
-    }
-
-    /// The epoch and the position in it of local position `local`.
-    pub fn place(&self, local: u64) -> Place {
-        let step = self.start_step + local / self.share;
-        Place {
-            epoch: (step / self.steps_per_epoch) as u32,
-            position: step % self.steps_per_epoch * self.batch + self.offset + local % self.share,
-        }
-    }
-
-    /// Samples in batch `batch` of this run.
-    pub fn len(&self, batch: u64) -> u32 {
-        self.total
-            .saturating_sub(batch.saturating_mul(self.share))
-            .min(self.share) as u32
-    }
-
-    /// First epoch that is read.
-    pub fn first_epoch(&self) -> u32 {
-        (self.start_step / self.steps_per_epoch) as u32
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::data::dataset::RowGroupInfo;
     use std::collections::HashSet;
@@ -345,11 +258,11 @@ mod tests {
             .collect()
     }
 
-    fn uneven() -> Vec<Shard> {
+    pub fn uneven() -> Vec<Shard> {
         shards(&[&[7, 3, 0, 11], &[1], &[], &[5, 5, 5, 5, 20], &[2, 40, 8]])
     }
 
-    const ROWS: u64 = 112;
+    pub const ROWS: u64 = 112;
 
     #[test]
     fn each_sample_comes_once_an_epoch_in_an_order_of_the_epochs_own() {
@@ -418,58 +331,6 @@ mod tests {
         let keys: Vec<SampleKey> = (0..ROWS).map(|k| plan.sample(k, 0).unwrap()).collect();
         assert!(keys.is_sorted() && keys.len() as u64 == ROWS);
         assert_eq!(plan.sample(3, 1), None);
-    }
-
-    /// Windows and shares tile the stream: each local position lies in one window, at the place that `place` says.
-    #[test]
-    fn windows_tile_the_local_positions() {
-        for passes in [Passes::Shuffled { seed: 2 }, Passes::Sequential] {
-            let order = Order::new(&uneven(), passes, 3_000);
-            for (batch, world) in [(12, 1), (12, 3), (20, 4), (ROWS as u32, 2)] {
-                for (rank, start) in [(0, 0), (world - 1, 0), (0, 1), (world - 1, 3), (0, 7)] {
-                    let share = Share::new(&order, batch, rank, world, start);
-                    let mut next = 0;
-                    for epoch in share.first_epoch()..share.first_epoch() + 3 {
-                        if passes == Passes::Sequential && epoch > 0 {
-                            break;
-                        }
-                        for window in order.epoch(epoch).into_windows() {
-                            let range = share.range(&window);
-                            assert_eq!(range.start, next);
-                            for local in range.clone() {
-                                let place = share.place(local);
-                                assert_eq!(place.epoch, epoch);
-                                assert!((window.first..window.first + window.rows).contains(&place.position));
-                            }
-                            next = range.end;
-                        }
-                    }
-                    if passes == Passes::Sequential {
-                        assert_eq!(next, share.total, "batch {batch} rank {rank} start {start}");
-                    }
-                }
-            }
-        }
-    }
-
-    /// The slices of all ranks, side by side, are the global batch of one rank.
-    #[test]
-    fn ranks_share_the_global_batches() {
-        for passes in [Passes::Shuffled { seed: 2 }, Passes::Sequential] {
-            let order = Order::new(&uneven(), passes, 3_000);
-            let alone = Share::new(&order, 20, 0, 1, 2);
-            for world in [2, 4, 5] {
-                let ranks: Vec<Share> = (0..world).map(|rank| Share::new(&order, 20, rank, world, 2)).collect();
-                for step in 0..4 {
-                    let places = |share: &Share| -> Vec<Place> {
-                        (0..u64::from(share.len(step)))
-                            .map(|i| share.place(step * share.share + i))
-                            .collect()
-                    };
-                    assert_eq!(ranks.iter().flat_map(places).collect::<Vec<_>>(), places(&alone));
-                }
-            }
-        }
     }
 
     /// The order is part of what a seed means: these keys must never change. (They show change, not truth.)

@@ -2,13 +2,15 @@
 //!
 //! In: a Philox stream (the key) and n. Out: `apply` and `invert`.
 //! Invariant: a function of the key and n only; `invert` undoes `apply`.
-//! Source: a Feistel network over the next power of two (Luby and Rackoff 1988), walked along its cycle until it is back
-//! below n (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). Even number of rounds, uneven halves.
+//! Source: a Feistel network over the next power of two (Luby and Rackoff 1988), walked along its cycle until it is
+//! back below n (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). Even number of rounds, uneven
+//! halves.
 
 use crate::data::rng::Philox;
 
 /// Four rounds serve large domains, but ours may have two bits: over 400,000 keys, the images of 0 and 1 are 300 to 700
-/// standard deviations off uniform (chi-square, n = 5 to 8) after 8 rounds, up to 10 after 16, and within noise after 24.
+/// standard deviations off uniform (chi-square, n = 5 to 8) after 8 rounds, up to 10 after 16, and within noise after
+/// 24.
 const ROUNDS: usize = 24;
 
 /// A keyed bijection of `0..len`.

@@ -1,8 +1,8 @@
 //! Bad samples: what is said of one, and how many a run may have.
 //!
-//! In: rejects in batch order, duplicates included. Out: those that are new to the run, and an error once the budget is spent.
-//! Invariant: evaluated by the consumer in batch order, so the same step trips for any number of workers; the state is
-//! data, so a checkpoint carries it.
+//! In: rejects in batch order, duplicates included. Out: those that are new to the run, and an error once the budget is
+//! spent. Invariant: evaluated by the consumer in batch order, so the same step trips for any number of workers; the
+//! state is data, so a checkpoint carries it.
 
 use super::error::FeedError;
 use super::options::FeedOptions;
@@ -82,8 +82,8 @@ impl Quarantine {
         })
     }
 
-    /// Enters a batch in which `present` places are filled: keeps the rejects that are new in `rejects`. Errors when the budget
-    /// is spent.
+    /// Enters a batch in which `present` places are filled: keeps the rejects that are new in `rejects`. Errors when
+    /// the budget is spent.
     pub fn enter(&mut self, step: u64, present: usize, rejects: &mut Vec<Reject>) -> Result<(), FeedError> {
         self.state.tried += (present + rejects.len()) as u64;
         rejects.retain(|reject| self.known.insert(reject.key));

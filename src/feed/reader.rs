@@ -1,20 +1,22 @@
 //! The reader: row groups from disk into windows, ahead of the workers and within a budget of bytes.
 //!
 //! In: windows in the order's order. Out: [`Window`]s in the table's places.
-//! Invariant: bytes held never exceed the budget, but for a single window that is larger by itself; a row group that two
-//! held windows share (a small data set, from one epoch to the next) is held and read once.
-//! Row groups are read, not mapped: a file cut short under a map would be a SIGBUS.
+//! Invariant: bytes held never exceed the budget, but for a single window that is larger by itself; a row group that
+//! two held windows share (a small data set, from one epoch to the next) is held and read once. Row groups are read,
+//! not mapped: a file cut short under a map would be a SIGBUS.
 
 use super::board::{Board, Stopped};
 use super::error::{FeedError, panic_message};
 use super::gauges::{Doing, Gauges};
 use super::options::Passes;
-use super::order::{Group, Order, Share, WindowPlan};
+use super::order::{Group, Order, WindowPlan};
+use super::share::Share;
 use super::slot::WindowWriter;
-use super::sync::{Arc, Ordering};
+use super::sync::Ordering;
 use crate::data::{Dataset, RowGroup, ShardId};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::Weak;
 
 /// A window with its row groups in memory.

@@ -6,10 +6,11 @@
 
 use super::batch::Leaf;
 use super::board::Board;
-use super::order::Share;
-use super::slot::{Cursor, Place, Shape, Slot, SlotBytes, SlotTicket, Taken};
-use super::sync::Arc;
+use super::cursor::{Cursor, SlotTicket};
+use super::share::Share;
+use super::slot::{Place, Shape, Slot, SlotBytes, Taken};
 use crossbeam::queue::ArrayQueue;
+use std::sync::Arc;
 
 /// Shared by workers, consumer and batches; the slots' memory lives as long as one of them.
 pub(crate) struct Ring {

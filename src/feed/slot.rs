@@ -3,22 +3,25 @@
 //! In: tickets, one of each kind for every local position. Out: [`Place`] (one writer of one sample's bytes), [`Taken`]
 //! (the consumer's whole slot), [`Pin`] (a reader of a window). The only file of the feed with `unsafe`.
 //!
-//!     slot    u8 [V, N, H, W, 3]   view 0: sample 0 | 1 | .. N-1   view 1: sample 0 | 1 | ..   (N: samples of this batch)
+//!     slot    u8 [V, N, H, W, 3]   view 0: sample 0 | 1 | .. N-1   view 1: sample 0 | 1 | ..   (N of this batch)
 //!     states  open(b) --N places finished--> ready --take--> taken(b) --free--> open(b + R)
 //!     window  empty --publish--> open(w), unfinished = claims in it --last pin dropped--> finished --retire--> empty
 //!
-//! Invariant: a byte of a slot has one writer, and no reader until `missing` is zero; a window is not touched by its owner
-//! until `unfinished` is zero. Both follow from a ticket's being unique, neither `Clone` nor `Copy`, and spent by value.
+//! Invariant: a byte of a slot has one writer, and no reader until `missing` is zero; a window is not touched by its
+//! owner until `unfinished` is zero. Both follow from a ticket's being unique, neither `Clone` nor `Copy`, and spent by
+//! value.
 #![allow(unsafe_code)]
 
 use super::board::Board;
+use super::cursor::{Cursor, SlotTicket, WindowTicket};
 use super::order::WINDOW_PLACES;
 use super::quarantine::Reject;
-use super::sync::{Arc, AtomicU8, AtomicU32, AtomicU64, Ordering, UnsafeCell};
+use super::sync::{AtomicU8, AtomicU32, AtomicU64, Ordering, UnsafeCell};
 use crate::data::SampleKey;
 use crossbeam::utils::CachePadded;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 /// Memory for slots: ordinary, or page-locked for a device.
 pub trait SlotMemory {
@@ -29,8 +32,8 @@ pub trait SlotMemory {
 /// The bytes of one slot; dropped when neither feed nor batch needs them.
 ///
 /// # Safety
-/// `as_ptr` gives the same pointer as long as the value lives, whichever way it is moved; it is good for reads and writes of
-/// `len` initialised bytes from any thread, and nothing else reads or writes them.
+/// `as_ptr` gives the same pointer as long as the value lives, whichever way it is moved; it is good for reads and
+/// writes of `len` initialised bytes from any thread, and nothing else reads or writes them.
 pub unsafe trait SlotBytes: Send + Sync {
     /// The first byte.
     fn as_ptr(&self) -> NonNull<u8>;
@@ -74,53 +77,6 @@ unsafe impl SlotBytes for HeapBytes {
     }
 }
 
-/// Hands out each local position once.
-pub(crate) struct Cursor {
-    /// Told apart from other cursors, since a ticket is good for one feed only.
-    id: u64,
-    /// Next position. Relaxed: only uniqueness matters, the tickets carry no data.
-    next: CachePadded<AtomicU64>,
-    /// First position that will never be.
-    end: u64,
-}
-
-/// A position's right to one place in a slot.
-#[derive(Debug)]
-pub(crate) struct SlotTicket {
-    cursor: u64,
-    position: u64,
-}
-
-/// A position's right to read its window.
-#[derive(Debug)]
-pub(crate) struct WindowTicket {
-    cursor: u64,
-    position: u64,
-}
-
-impl Cursor {
-    pub fn new(end: u64) -> Self {
-        // A process-wide count; std's atomic also under loom, which has no statics.
-        static IDS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-        Self {
-            id: IDS.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
-            next: CachePadded::new(AtomicU64::new(0)),
-            end,
-        }
-    }
-
-    /// The next position, and its tickets; `None` at the end.
-    pub fn claim(&self) -> Option<(u64, WindowTicket, SlotTicket)> {
-        let position = self.next.fetch_add(1, Ordering::Relaxed);
-        let cursor = self.id;
-        (position < self.end).then_some((
-            position,
-            WindowTicket { cursor, position },
-            SlotTicket { cursor, position },
-        ))
-    }
-}
-
 /// Sizes of a slot.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
@@ -151,12 +107,12 @@ pub(crate) struct Slot {
     shape: Shape,
     bytes: Box<dyn SlotBytes>,
     records: Box<[UnsafeCell<Record>]>,
-    /// `open(b)` or `taken(b)`, never falling. The Release store of `open` publishes `len`, `missing` and the end of the consumer's reading;
-    /// places and `take` load it with Acquire.
+    /// `open(b)` or `taken(b)`, never falling. The Release store of `open` publishes `len`, `missing` and the end of
+    /// the consumer's reading; places and `take` load it with Acquire.
     state: AtomicU64,
     /// Samples of the batch it is open for: written before `state`'s Release.
     len: AtomicU32,
-    /// Samples not yet written. AcqRel on each decrement; the consumer's Acquire load of 0 makes all of them visible.
+    /// Samples not yet written. Release on each decrement; the consumer's Acquire load of 0 makes all of them visible.
     missing: CachePadded<AtomicU32>,
     /// Debug: what happened to each place since the slot was opened (UNTOUCHED, LEASED, FINISHED).
     leases: Box<[AtomicU8]>,
@@ -174,8 +130,8 @@ const fn taken(batch: u64) -> u64 {
     batch << 1 | 1
 }
 
-// SAFETY: `bytes` are Sync by contract; a record is reached by the one `Place` of its index while the slot is open, and by the
-// one `Taken` afterwards, and `Record` is Send. The atomics order the two (see the fields).
+// SAFETY: `bytes` are Sync by contract; a record is reached by the one `Place` of its index while the slot is open, and
+// by the one `Taken` afterwards, and `Record` is Send. The atomics order the two (see the fields).
 unsafe impl Sync for Slot {}
 
 impl Slot {
@@ -188,7 +144,7 @@ impl Slot {
         assert!(len as usize <= shape.samples, "a batch is larger than its slot");
         let leases = if cfg!(debug_assertions) { shape.samples } else { 0 };
         Self {
-            cursor: cursor.id,
+            cursor: cursor.id(),
             shape,
             bytes,
             records: (0..shape.samples).map(|_| UnsafeCell::new(Record::default())).collect(),
@@ -201,9 +157,9 @@ impl Slot {
 
     /// The ticket's place, or the ticket back while the slot belongs to an earlier batch.
     pub fn place<'a>(&'a self, ticket: SlotTicket, board: &'a Board) -> Result<Place<'a>, SlotTicket> {
-        assert_eq!(ticket.cursor, self.cursor, "a ticket of another feed");
-        let batch = ticket.position / self.shape.samples as u64;
-        let index = (ticket.position % self.shape.samples as u64) as usize;
+        assert_eq!(ticket.cursor(), self.cursor, "a ticket of another feed");
+        let batch = ticket.position() / self.shape.samples as u64;
+        let index = (ticket.position() % self.shape.samples as u64) as usize;
         // Acquire: pairs with the Release in `Taken::free`; the consumer has done reading, `len` is this batch's.
         if self.state.load(Ordering::Acquire) != open(batch) {
             return Err(ticket);
@@ -223,11 +179,13 @@ impl Slot {
 
     /// The whole slot, once, when every place of `batch` is finished.
     pub fn take(self: &Arc<Self>, batch: u64) -> Option<Taken> {
-        // Acquire: pairs with the Release in `Taken::free`, so that `missing` is this batch's count and not an older zero.
+        // Acquire: pairs with the Release in `Taken::free`, so that `missing` is this batch's count and not an older
+        // zero.
         if self.state.load(Ordering::Acquire) != open(batch) {
             return None;
         }
-        // Acquire: pairs with the decrements in `Place::finish`; being read-modify-writes they form one release sequence.
+        // Acquire: pairs with the decrements in `Place::finish`; being read-modify-writes they form one release
+        // sequence.
         if self.missing.load(Ordering::Acquire) != 0 {
             return None;
         }
@@ -266,9 +224,10 @@ impl Place<'_> {
         let Shape { views, view_bytes, .. } = self.slot.shape;
         assert!(view < views, "view {view} of {views}");
         let start = (view * self.len + self.index) * view_bytes;
-        // SAFETY: in bounds, as view < views and index < len <= samples (`place`), and the buffer holds their product (`Slot::new`).
-        // Ranges of different (view, index) are disjoint; this index has one `Place`, because its ticket was spent, and `&mut self` keeps
-        // the slice unique. The consumer reads only when `missing` is 0, which needs this place's `finish`.
+        // SAFETY: in bounds, as view < views and index < len <= samples (`place`), and the buffer holds their product
+        // (`Slot::new`). Ranges of different (view, index) are disjoint; this index has one `Place`, because its ticket
+        // was spent, and `&mut self` keeps the slice unique. The consumer reads only when `missing` is 0, which needs
+        // this place's `finish`.
         unsafe { std::slice::from_raw_parts_mut(self.slot.bytes.as_ptr().as_ptr().add(start), view_bytes) }
     }
 
@@ -287,8 +246,8 @@ impl Place<'_> {
     pub fn finish(mut self) {
         self.finished = true;
         self.slot.mark(self.index, LEASED, FINISHED);
-        // Release: publishes this place's bytes to `take`. Acquire: so do, through this thread, the earlier ones to whom it may wake.
-        if self.slot.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
+        // Release: publishes this place's bytes to `take`, which reads the last decrement and with it all of them.
+        if self.slot.missing.fetch_sub(1, Ordering::Release) == 1 {
             self.board.consumer.wake();
         }
     }
@@ -317,8 +276,9 @@ impl Taken {
     /// u8 `[V, len, H, W, 3]`.
     pub fn pixels(&self) -> &[u8] {
         let len = self.slot.shape.views * self.len() * self.slot.shape.view_bytes;
-        // SAFETY: in bounds as in `Place::view`. Every place is finished and its `Place` gone (`take` saw `missing` == 0 with
-        // Acquire), new ones need `open`, which only `free` sets, by value; `Taken` is unique. So nobody writes while `&self` lives.
+        // SAFETY: in bounds as in `Place::view`. Every place is finished and its `Place` gone (`take` saw `missing` ==
+        // 0 with Acquire), new ones need `open`, which only `free` sets, by value; `Taken` is unique. So nobody writes
+        // while `&self` lives.
         unsafe { std::slice::from_raw_parts(self.slot.bytes.as_ptr().as_ptr(), len) }
     }
 
@@ -355,17 +315,20 @@ pub(crate) struct WindowTable<T> {
 }
 
 struct WindowCell<T> {
-    /// 2w + 1 while window w is open, 2w + 2 once it is retired; never falls. The Release store of `open` publishes the window.
+    /// 2w + 1 while window w is open, 2w + 2 once it is retired; never falls. The Release store of `open` publishes the
+    /// window.
     tag: AtomicU64,
     /// First local position of the window, and the first after it: Release after the retiring store of `tag`.
     first: AtomicU64,
     end: AtomicU64,
-    /// Claims in the window whose pin has not been dropped. Release on each decrement; the owner's Acquire load of 0 ends all reading.
+    /// Claims in the window whose pin has not been dropped. Release on each decrement; the owner's Acquire load of 0
+    /// ends all reading.
     unfinished: CachePadded<AtomicU64>,
     value: UnsafeCell<Option<T>>,
 }
 
-// SAFETY: `value` is written by the one `WindowWriter` while no pin can exist, and read by pins in between, on many threads.
+// SAFETY: `value` is written by the one `WindowWriter` while no pin can exist, and read by pins in between, on many
+// threads.
 unsafe impl<T: Send + Sync> Sync for WindowTable<T> {}
 
 /// The reader's end of the table: one a table, not `Clone`.
@@ -388,7 +351,7 @@ impl<T> WindowTable<T> {
             value: UnsafeCell::new(None),
         };
         let table = Arc::new(Self {
-            cursor: cursor.id,
+            cursor: cursor.id(),
             cells: std::array::from_fn(cell),
         });
         let writer = WindowWriter {
@@ -399,10 +362,10 @@ impl<T> WindowTable<T> {
         (table, writer)
     }
 
-    /// The window of the ticket's position, or the ticket back while it is not published. `hint` is a window that is not after it
-    /// (0, or where this thread's last, smaller position was), and is moved on.
+    /// The window of the ticket's position, or the ticket back while it is not published. `hint` is a window that is
+    /// not after it (0, or where this thread's last, smaller position was), and is moved on.
     pub fn pin(&self, ticket: WindowTicket, hint: &mut u64) -> Result<Pin<'_, T>, WindowTicket> {
-        assert_eq!(ticket.cursor, self.cursor, "a ticket of another feed");
+        assert_eq!(ticket.cursor(), self.cursor, "a ticket of another feed");
         loop {
             let cell = &self.cells[(*hint % WINDOW_PLACES as u64) as usize];
             let open = 2 * *hint + 1;
@@ -416,15 +379,17 @@ impl<T> WindowTable<T> {
                 *hint += 1;
                 continue;
             }
-            // Acquire: a bound that belongs to a later window brings the retiring store of `tag` with it, which the second look then sees.
+            // Acquire: a bound that belongs to a later window brings the retiring store of `tag` with it, which the
+            // second look then sees.
             let (first, end) = (cell.first.load(Ordering::Acquire), cell.end.load(Ordering::Acquire));
-            if cell.tag.load(Ordering::Relaxed) != open || ticket.position >= end {
+            if cell.tag.load(Ordering::Relaxed) != open || ticket.position() >= end {
                 *hint += 1;
                 continue;
             }
-            assert!(ticket.position >= first, "the hint is past the ticket's window");
-            // SAFETY: window `hint` is open and contains the ticket's position, whose share of `unfinished` only the `Pin` made of this
-            // unique ticket gives up. Until then `unfinished` > 0 and the writer does not touch the value.
+            assert!(ticket.position() >= first, "the hint is past the ticket's window");
+            // SAFETY: window `hint` is open and contains the ticket's position, whose share of `unfinished` only the
+            // `Pin` made of this unique ticket gives up. Until then `unfinished` > 0 and the writer does not touch the
+            // value.
             let value = cell.value.with(|value| unsafe { (*value).as_ref() });
             return Ok(Pin {
                 value: NonNull::from(value.expect("an open place is full")),
@@ -446,8 +411,8 @@ pub(crate) struct Pin<'a, T> {
 impl<T> std::ops::Deref for Pin<'_, T> {
     type Target = T;
     fn deref(&self) -> &T {
-        // SAFETY: the window is open and full, and stays so until this pin gives up its share of `unfinished` (see `pin`), which
-        // consumes it and so ends the borrow of `&self`.
+        // SAFETY: the window is open and full, and stays so until this pin gives up its share of `unfinished` (see
+        // `pin`), which consumes it and so ends the borrow of `&self`.
         unsafe { self.value.as_ref() }
     }
 }
@@ -482,8 +447,8 @@ impl<T> WindowWriter<T> {
                 return None;
             }
             cell.tag.store(2 * ordinal + 2, Ordering::Release);
-            // SAFETY: no pin exists (`unfinished` is 0) and none can be made: every position of the window has had its own. This
-            // writer is the only one, borrowed by `&mut self`.
+            // SAFETY: no pin exists (`unfinished` is 0) and none can be made: every position of the window has had its
+            // own. This writer is the only one, borrowed by `&mut self`.
             cell.value.with_mut(|value| unsafe { (*value).take() })
         })
     }
@@ -503,14 +468,16 @@ impl<T> WindowWriter<T> {
         (oldest..self.next).all(|ordinal| self.cell(ordinal).tag.load(Ordering::Relaxed) == 2 * ordinal + 2)
     }
 
-    /// Opens the next window: the claims from the last window's end to `end` are in it. Panics if it is empty or has no place.
+    /// Opens the next window: the claims from the last window's end to `end` are in it. Panics if it is empty or has no
+    /// place.
     pub fn publish(&mut self, value: T, end: u64) {
         assert!(
             self.has_place() && end > self.first,
             "a window needs a place and claims"
         );
         let cell = self.cell(self.next);
-        // SAFETY: the place is empty, so no pin exists, and none is made before the tag is stored; one writer, `&mut self`.
+        // SAFETY: the place is empty, so no pin exists, and none is made before the tag is stored; one writer, `&mut
+        // self`.
         cell.value.with_mut(|place| unsafe { *place = Some(value) });
         cell.unfinished.store(end - self.first, Ordering::Relaxed);
         // Release: see `pin`; a thread that still looks at the old window must not take these bounds for its own.

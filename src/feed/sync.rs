@@ -8,14 +8,14 @@ use std::time::Duration;
 
 #[cfg(vicreg_loom)]
 pub(crate) use loom::{
+    sync::Mutex,
     sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
-    sync::{Arc, Mutex},
     thread,
 };
 #[cfg(not(vicreg_loom))]
 pub(crate) use std::{
+    sync::Mutex,
     sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
-    sync::{Arc, Mutex},
     thread,
 };
 
@@ -148,6 +148,7 @@ fn park_timeout(_: Duration) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
 
     /// Two threads pass a ball ten thousand times; a lost wake-up would hang the test.
     #[test]

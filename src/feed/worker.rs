@@ -1,23 +1,26 @@
 //! A worker: claims the next position, decodes its sample and writes all views of it into their place.
 //!
 //! In: the cursor's tickets, windows. Out: finished places.
-//! Invariant: the bytes of a place are a function of (plan, data set, epoch, position), so any worker may do any position.
-//! A substitute draws from the position's own stream of Philox, from its start: the failed attempts have drawn nothing,
-//! so its views are those that the position would have given to any image.
+//! Invariant: the bytes of a place are a function of (plan, data set, epoch, position), so any worker may do any
+//! position. A substitute draws from the position's own stream of Philox, from its start: the failed attempts have
+//! drawn nothing, so its views are those that the position would have given to any image.
 
 use super::board::{Board, Stopped};
+use super::cursor::{SlotTicket, WindowTicket};
 use super::error::{FeedError, panic_message};
 use super::gauges::{Doing, Gauge, Gauges};
-use super::order::{self, Entry, Share};
+use super::order::Entry;
 use super::quarantine::Reject;
 use super::reader::Window;
 use super::ring::Ring;
-use super::slot::{Pin, Place, SlotTicket, WindowTable, WindowTicket};
-use super::sync::{Arc, Ordering};
+use super::share::{self, Share};
+use super::slot::{Pin, Place, WindowTable};
+use super::sync::Ordering;
 use super::view::{Scratch, View};
 use crate::data::rng::{Domain, Philox};
 use crate::data::{Dataset, DecodeOptions, Rgb8, codec};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 /// What workers share.
 pub(crate) struct Workshop {
@@ -106,7 +109,7 @@ impl Workshop {
     }
 
     /// Fills a place with the position's sample, or the first good one after it in the window's cycle.
-    fn fill(&self, bench: &mut Bench, window: &Window, at: order::Place, place: &mut Place) -> Result<(), FeedError> {
+    fn fill(&self, bench: &mut Bench, window: &Window, at: share::Place, place: &mut Place) -> Result<(), FeedError> {
         let index = at.position - window.plan.first;
         let mut attempt = 0;
         while let Some(entry) = window.plan.entry(index, attempt) {
@@ -135,7 +138,7 @@ impl Workshop {
         }
     }
 
-    fn all_bad(&self, window: &Window, at: order::Place, place: &mut Place) -> FeedError {
+    fn all_bad(&self, window: &Window, at: share::Place, place: &mut Place) -> FeedError {
         match place.record().rejects.pop() {
             None => FeedError::Abandoned,
             Some(last) => FeedError::AllBad {
@@ -147,7 +150,7 @@ impl Workshop {
         }
     }
 
-    fn render(&self, bench: &mut Bench, at: order::Place, place: &mut Place) {
+    fn render(&self, bench: &mut Bench, at: share::Place, place: &mut Place) {
         #[cfg(test)]
         assert!(
             self.seed != super::tests::PANIC_SEED || at.position != 19,
@@ -166,7 +169,8 @@ impl Workshop {
         record.present = present;
     }
 
-    /// Decodes the entry into the bench's image. The codec answers a decoder's panic with an error, as it does any bad byte.
+    /// Decodes the entry into the bench's image. The codec answers a decoder's panic with an error, as it does any bad
+    /// byte.
     fn decode(&self, bench: &mut Bench, window: &Window, entry: &Entry) -> Result<(), Reject> {
         let Some(bytes) = window.groups[entry.group].image(entry.key.row) else {
             return Err(self.reject(window, entry, "null", "the row has no image".into()));

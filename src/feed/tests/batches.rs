@@ -126,7 +126,8 @@ fn a_sequential_pass_ends_with_a_short_batch_and_then_none() {
     assert!(beyond.next().unwrap().is_none());
 }
 
-/// A data set of one window is read once, however many epochs go by; a windowed one is read once an epoch, less the tail.
+/// A data set of one window is read once, however many epochs go by; a windowed one is read once an epoch, less the
+/// tail.
 #[test]
 fn a_small_data_set_is_read_once() {
     let images = images(UNEVEN, |_| false);

@@ -33,8 +33,8 @@ fn jpeg(index: u64) -> Vec<u8> {
     bytes
 }
 
-/// Writes shards with the given rows in each row group. The n-th sample has label n; a bad one is cut in half, every fifth bad one
-/// has no image at all.
+/// Writes shards with the given rows in each row group. The n-th sample has label n; a bad one is cut in half, every
+/// fifth bad one has no image at all.
 fn write_shards(folder: &Path, shards: &[&[usize]], bad: impl Fn(u64) -> bool) {
     let mut index = 0;
     for (number, groups) in shards.iter().enumerate() {

@@ -1,7 +1,8 @@
 //! Slots, tickets, pins and parking under many threads, without images: what a sanitizer or a model looks at.
 
-use super::order::Share;
-use super::slot::{Cursor, Shape, WindowTable};
+use super::cursor::Cursor;
+use super::share::Share;
+use super::slot::{Shape, WindowTable};
 use super::*;
 use std::sync::atomic::AtomicUsize;
 
