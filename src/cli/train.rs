@@ -218,8 +218,11 @@ fn report(prepared: &Prepared, outcome: Outcome) -> Result<(), CliError> {
             )?;
         }
         Outcome::Complete if prepared.images.train.has_labels() && prepared.loaded.recipe.eval.knn_at_end => {
-            let knn = eval::knn_of_run(&prepared.run, &prepared.loaded.recipe, &prepared.images, None)?;
-            write!(stdout, "{knn}")?;
+            // The run is complete and saved, whatever its evaluation says.
+            match eval::knn_of_run(&prepared.run, &prepared.loaded.recipe, &prepared.images, None) {
+                Ok(knn) => write!(stdout, "{knn}")?,
+                Err(error) => eprintln!("warning: no k-NN at the end: {error}"),
+            }
         }
         Outcome::Complete => {}
     }
