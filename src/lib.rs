@@ -16,4 +16,5 @@ pub mod learn;
 #[cfg(feature = "learn")]
 pub mod measure;
 
+#[cfg(feature = "learn")]
 pub mod cli;

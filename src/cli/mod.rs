@@ -1,1 +1,82 @@
-//! The door: what the user asked. One file a subcommand; it sees all rooms.
+//! The door: what the user asked. One file a subcommand (arguments -> one call); it sees all rooms.
+//!
+//! Results go to stdout, everything else to stderr; `--json` prints the same numbers for programs.
+
+mod eval;
+mod explain;
+mod ingest;
+mod inspect;
+mod plan;
+mod progress;
+pub mod recipe;
+mod recipe_command;
+mod resume;
+mod sheet;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+pub use explain::{CliError, Status};
+
+/// Streaming VICReg: images in, representations out; no labels needed.
+#[derive(Debug, Parser)]
+#[command(name = "vicreg-stream", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Turn folders, Hugging Face Parquet or synthetic:shapes into shuffled shards
+    Ingest(ingest::IngestArgs),
+    /// Train a recipe; continues by itself where an earlier run of the same recipe stopped
+    Train(train::TrainArgs),
+    /// Judge the representations of a run
+    #[command(subcommand)]
+    Eval(eval::EvalCommand),
+    /// Look at what the network would see
+    #[command(subcommand)]
+    Inspect(inspect::InspectCommand),
+    /// Show a recipe as resolved, or the reference of all keys
+    #[command(subcommand)]
+    Recipe(recipe_command::RecipeCommand),
+}
+
+/// What every command that takes a recipe takes.
+#[derive(Clone, Debug, Args)]
+pub struct RecipeArgs {
+    /// Recipe file, such as pipelines/smoke.toml
+    recipe: std::path::PathBuf,
+    /// Folder of Parquet shards, or synthetic:shapes; overrides the recipe's data.path
+    #[arg(long)]
+    data: Option<String>,
+    /// Change a key of the recipe, such as --set train.batch_size=64; may be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+}
+
+impl RecipeArgs {
+    fn load(&self) -> Result<recipe::LoadedRecipe, CliError> {
+        let mut loaded = recipe::LoadedRecipe::load(&self.recipe, &self.sets)?;
+        if let Some(data) = &self.data {
+            loaded.recipe.data.path.clone_from(data);
+        }
+        Ok(loaded)
+    }
+}
+
+/// Parses the command line, runs one command, explains what went wrong.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Ingest(args) => ingest::run(&args),
+        Command::Train(args) => train::run(&args),
+        Command::Eval(command) => eval::run(&command),
+        Command::Inspect(command) => inspect::run(&command),
+        Command::Recipe(command) => recipe_command::run(&command),
+    };
+    explain::conclude(result).into()
+}

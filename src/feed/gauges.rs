@@ -1,1 +1,280 @@
-//! TODO header
+//! Who works and who waits: where the time of each stage goes.
+//!
+//! In: relaxed counters, one cache line a thread. Out: [`GaugesSnapshot`].
+//! Invariant: only read by people and tests of liveness; no decision of the feed depends on a clock.
+
+use super::sync::{Arc, AtomicU8, AtomicU64, Ordering};
+use crossbeam::utils::CachePadded;
+use serde::Serialize;
+use std::time::{Duration, Instant};
+
+/// What a thread is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[repr(u8)]
+pub enum Doing {
+    /// Its work.
+    Busy,
+    /// It waits for what the stage before it makes.
+    WaitingForInput,
+    /// It waits for room in the stage after it.
+    WaitingForRoom,
+    /// It has gone home.
+    Done,
+}
+
+/// A stage of the feed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// Row groups -> windows.
+    Reader,
+    /// Windows -> views.
+    Worker,
+    /// Full batches -> trainer.
+    Consumer,
+}
+
+/// One thread's clock. All orderings Relaxed: the numbers order nothing.
+#[derive(Debug)]
+pub(crate) struct Gauge {
+    /// Nanoseconds by [`Doing`], without the current stretch.
+    spent: [AtomicU64; 3],
+    doing: AtomicU8,
+    /// When the current stretch began, nanoseconds since the start of the feed.
+    since: AtomicU64,
+}
+
+/// All clocks and counters of a feed.
+#[derive(Debug)]
+pub(crate) struct Gauges {
+    start: Instant,
+    pub reader: CachePadded<Gauge>,
+    pub workers: Box<[CachePadded<Gauge>]>,
+    pub consumer: CachePadded<Gauge>,
+    /// Images finished (by all workers; one add a sample on a line of its own).
+    pub images: CachePadded<AtomicU64>,
+    pub rejects: AtomicU64,
+    pub batches: AtomicU64,
+    pub windows: AtomicU64,
+    pub bytes_read: AtomicU64,
+    /// Nanoseconds from the start to the first batch; 0 before.
+    pub first_batch: AtomicU64,
+}
+
+impl Gauge {
+    fn new(doing: Doing) -> Self {
+        Self {
+            spent: Default::default(),
+            doing: AtomicU8::new(doing as u8),
+            since: AtomicU64::new(0),
+        }
+    }
+
+    fn doing(&self) -> Doing {
+        match self.doing.load(Ordering::Relaxed) {
+            0 => Doing::Busy,
+            1 => Doing::WaitingForInput,
+            2 => Doing::WaitingForRoom,
+            _ => Doing::Done,
+        }
+    }
+}
+
+impl Gauges {
+    pub fn new(workers: usize) -> Self {
+        Self {
+            start: Instant::now(),
+            reader: CachePadded::new(Gauge::new(Doing::Busy)),
+            workers: (0..workers)
+                .map(|_| CachePadded::new(Gauge::new(Doing::WaitingForInput)))
+                .collect(),
+            consumer: CachePadded::new(Gauge::new(Doing::Busy)),
+            images: Default::default(),
+            rejects: Default::default(),
+            batches: Default::default(),
+            windows: Default::default(),
+            bytes_read: Default::default(),
+            first_batch: Default::default(),
+        }
+    }
+
+    /// The thread of `gauge` does something else from now on. Only that thread calls it.
+    pub fn turn(&self, gauge: &Gauge, doing: Doing) {
+        let now = self.now();
+        let since = gauge.since.swap(now, Ordering::Relaxed);
+        let before = gauge.doing.swap(doing as u8, Ordering::Relaxed);
+        if let Some(spent) = gauge.spent.get(usize::from(before)) {
+            spent.fetch_add(now.saturating_sub(since), Ordering::Relaxed);
+        }
+    }
+
+    /// Nanoseconds since the start.
+    pub fn now(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64
+    }
+
+    pub fn snapshot(&self) -> GaugesSnapshot {
+        let first = self.first_batch.load(Ordering::Relaxed);
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        GaugesSnapshot {
+            seconds: seconds(self.now()),
+            time_to_first_batch_s: (first > 0).then(|| seconds(first)),
+            images: count(&self.images),
+            rejects: count(&self.rejects),
+            batches: count(&self.batches),
+            windows: count(&self.windows),
+            bytes_read: count(&self.bytes_read),
+            reader: self.stage([&*self.reader]),
+            workers: self.stage(self.workers.iter().map(|gauge| &**gauge)),
+            consumer: self.stage([&*self.consumer]),
+            stalled: self.stall(STALL),
+        }
+    }
+
+    fn stage<'a>(&self, gauges: impl IntoIterator<Item = &'a Gauge>) -> StageTime {
+        let mut sum = StageTime::default();
+        for gauge in gauges {
+            let running = seconds(self.now().saturating_sub(gauge.since.load(Ordering::Relaxed)));
+            let mut spent = [0, 1, 2].map(|i| seconds(gauge.spent[i].load(Ordering::Relaxed)));
+            if let Some(current) = spent.get_mut(gauge.doing() as usize) {
+                *current += running;
+            }
+            sum.threads += 1;
+            sum.busy_s += spent[0];
+            sum.waiting_for_input_s += spent[1];
+            sum.waiting_for_room_s += spent[2];
+        }
+        sum
+    }
+
+    /// The stage that holds everything up, once the consumer has waited in vain for `limit`: the first, from the disk on, that is
+    /// at one piece of work that long.
+    pub fn stall(&self, limit: Duration) -> Option<Stall> {
+        let stuck = |gauge: &Gauge, doing| {
+            let waited = self.now().saturating_sub(gauge.since.load(Ordering::Relaxed));
+            (gauge.doing() == doing && waited >= limit.as_nanos() as u64).then(|| seconds(waited))
+        };
+        let waited = stuck(&self.consumer, Doing::WaitingForInput)?;
+        let named = |stage, for_s| Stall {
+            stage,
+            for_s,
+            consumer_waited_s: waited,
+        };
+        if let Some(for_s) = stuck(&self.reader, Doing::Busy) {
+            return Some(named(Stage::Reader, for_s));
+        }
+        if let Some(for_s) = self.workers.iter().find_map(|worker| stuck(worker, Doing::Busy)) {
+            return Some(named(Stage::Worker, for_s));
+        }
+        // All workers wait for a free slot: batches that were handed out have not come back.
+        let full = self
+            .workers
+            .iter()
+            .find_map(|worker| stuck(worker, Doing::WaitingForRoom));
+        full.map(|for_s| named(Stage::Consumer, for_s))
+    }
+}
+
+/// How long the consumer waits before a stall is reported.
+pub(crate) const STALL: Duration = Duration::from_secs(60);
+
+fn seconds(nanos: u64) -> f64 {
+    nanos as f64 * 1e-9
+}
+
+/// Gauges at one moment, since the start of the feed.
+#[derive(Clone, Debug, Serialize)]
+pub struct GaugesSnapshot {
+    /// Age of the feed, s.
+    pub seconds: f64,
+    /// From the start to the first batch, s.
+    pub time_to_first_batch_s: Option<f64>,
+    /// Images made, all views of one counted once.
+    pub images: u64,
+    /// Bad samples met, repetitions included.
+    pub rejects: u64,
+    /// Batches handed out.
+    pub batches: u64,
+    /// Windows read.
+    pub windows: u64,
+    /// Image bytes read.
+    pub bytes_read: u64,
+    /// The reader; its input is the disk, its room a window place.
+    pub reader: StageTime,
+    /// The workers; their input is a window, their room a slot.
+    pub workers: StageTime,
+    /// The consumer, inside `next`: waiting for input is the time that the trainer lost; busy is everything else.
+    pub consumer: StageTime,
+    /// What holds everything up, once the consumer has waited for a minute.
+    pub stalled: Option<Stall>,
+}
+
+/// Time of a stage, summed over its threads.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct StageTime {
+    /// Threads.
+    pub threads: u32,
+    /// At work, s.
+    pub busy_s: f64,
+    /// Waiting for what the stage before it makes, s.
+    pub waiting_for_input_s: f64,
+    /// Waiting for room in the stage after it, s.
+    pub waiting_for_room_s: f64,
+}
+
+/// A stage that holds everything up.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Stall {
+    /// Which. `consumer`: batches that were handed out have not been dropped.
+    pub stage: Stage,
+    /// How long it has been at one piece of work, s.
+    pub for_s: f64,
+    /// How long the consumer has waited, s.
+    pub consumer_waited_s: f64,
+}
+
+/// Reads the gauges of a feed from any thread, also while `next` waits.
+#[derive(Clone, Debug)]
+pub struct GaugesHandle(pub(crate) Arc<Gauges>);
+
+impl GaugesHandle {
+    /// The gauges now.
+    pub fn snapshot(&self) -> GaugesSnapshot {
+        self.0.snapshot()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stall_names_the_stage_nearest_to_the_disk() {
+        let gauges = Gauges::new(2);
+        let limit = Duration::from_nanos(1);
+        let pause = || std::thread::sleep(Duration::from_micros(50));
+        gauges.turn(&gauges.reader, Doing::WaitingForRoom);
+        gauges.turn(&gauges.consumer, Doing::WaitingForInput);
+        pause();
+        assert_eq!(
+            gauges.stall(limit),
+            None,
+            "everyone waits and nobody works: nothing to name"
+        );
+        gauges.turn(&gauges.workers[1], Doing::WaitingForRoom);
+        pause();
+        assert_eq!(gauges.stall(limit).unwrap().stage, Stage::Consumer);
+        gauges.turn(&gauges.workers[0], Doing::Busy);
+        pause();
+        assert_eq!(gauges.stall(limit).unwrap().stage, Stage::Worker);
+        gauges.turn(&gauges.reader, Doing::Busy);
+        pause();
+        assert_eq!(gauges.stall(limit).unwrap().stage, Stage::Reader);
+        gauges.turn(&gauges.consumer, Doing::Busy);
+        pause();
+        assert_eq!(gauges.stall(limit), None, "the trainer is at work");
+        let times = gauges.snapshot();
+        assert!(times.workers.threads == 2 && times.workers.busy_s > 0.0 && times.reader.busy_s > 0.0);
+    }
+}

@@ -68,6 +68,21 @@ impl ExpanderOptions {
     }
 }
 
+impl ExpanderOptions {
+    /// Trained values, for representations of `features` values.
+    pub fn parameters(&self, features: usize) -> u64 {
+        let mut inputs = features as u64;
+        let mut sum = 0;
+        for (layer, &width) in self.dims.iter().enumerate() {
+            let (outputs, last) = (width as u64, layer + 1 == self.dims.len());
+            let biased = if last { self.last_bias } else { self.hidden_bias };
+            sum += (inputs + u64::from(biased)) * outputs + if last { 0 } else { 2 * outputs };
+            inputs = outputs;
+        }
+        sum
+    }
+}
+
 /// A linear layer: y = x W^T + b.
 #[derive(Module, Debug)]
 pub struct Linear<B: Backend> {

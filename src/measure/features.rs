@@ -1,1 +1,185 @@
-//! TODO header
+//! Labelled images -> feature vectors: of a network, or of the raw pixels.
+//!
+//! Evaluation uses the training's own feed with one deterministic view (resize and centre crop), every sample once, in key
+//! order. A bad sample is left out and counted by the feed's quarantine, as in training.
+
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::MeasureError;
+use super::options::EvalOptions;
+use super::probe::Features;
+use crate::data::{Dataset, DecodeOptions, SampleKey};
+use crate::feed::view::{View, ViewsOptions};
+use crate::feed::{Batch, Feed, FeedOptions, FeedPlan, Passes};
+use crate::learn::backend::Cpu;
+use crate::learn::input::{self, Normalize};
+use crate::learn::norm::Mode;
+use crate::learn::ops::TrainOps;
+use crate::learn::resnet::ResNet;
+
+/// Share of the images that are held out when there is no test folder: one in so many.
+const HELD_OUT: u64 = 5;
+
+/// Labelled images, divided into those that vote and those that are classified.
+pub struct Labelled {
+    train: Arc<Dataset>,
+    test: Option<Arc<Dataset>>,
+}
+
+impl Labelled {
+    /// Checks that there are labels. Without `test`, one image in five of `train` is held out, by a hash of its key.
+    pub fn new(train: &Arc<Dataset>, test: Option<&Arc<Dataset>>, name: &str) -> Result<Self, MeasureError> {
+        if !train.has_labels() || test.is_some_and(|test| !test.has_labels()) {
+            return Err(MeasureError::NoLabels { data: name.to_owned() });
+        }
+        Ok(Self {
+            train: Arc::clone(train),
+            test: test.map(Arc::clone),
+        })
+    }
+}
+
+/// Whether a sample is held out, where the data bring no test folder.
+pub fn held_out(key: SampleKey) -> bool {
+    let mut bytes = [0; 12];
+    bytes[..4].copy_from_slice(&key.shard.0.to_le_bytes());
+    bytes[4..8].copy_from_slice(&key.row_group.to_le_bytes());
+    bytes[8..].copy_from_slice(&key.row.to_le_bytes());
+    xxh3_64(&bytes).is_multiple_of(HELD_OUT)
+}
+
+/// How images become features.
+pub struct Encoder {
+    view: View,
+    decode: DecodeOptions,
+    feed: FeedOptions,
+    batch_size: u32,
+    input: Normalize,
+}
+
+impl Encoder {
+    /// The evaluation's view, batch and normalisation.
+    pub fn new(
+        eval: &EvalOptions,
+        views: &ViewsOptions,
+        decode: &DecodeOptions,
+        feed: FeedOptions,
+        input: Normalize,
+    ) -> Self {
+        Self {
+            view: eval.view(views),
+            decode: decode.clone(),
+            feed,
+            batch_size: eval.batch_size,
+            input,
+        }
+    }
+
+    /// Representations of both halves under running statistics.
+    pub fn encode<B: TrainOps>(
+        &self,
+        network: &ResNet<B>,
+        data: &Labelled,
+        device: &B::Device,
+    ) -> Result<(Features, Features), MeasureError> {
+        self.halves(data, |batch| {
+            let x = self.view::<B>(batch, device); // [N, 3, H, W]
+            network
+                .forward(x, &mut Mode::Eval)
+                .into_data()
+                .to_vec()
+                .expect("representations are f32") // [N, C]
+        })
+    }
+
+    /// The pixels themselves, normalised, as features of length 3 H W.
+    pub fn pixels(&self, data: &Labelled) -> Result<(Features, Features), MeasureError> {
+        self.halves(data, |batch| {
+            self.view::<Cpu>(batch, &Default::default())
+                .into_data()
+                .to_vec()
+                .expect("pixels are f32") // [N, 3 H W]
+        })
+    }
+
+    /// An untrained network whose running statistics are those of the training images: its fair baseline, since running
+    /// statistics of 0 and 1 would make it worse than its weights are.
+    pub fn calibrate<B: TrainOps>(
+        &self,
+        network: ResNet<B>,
+        data: &Labelled,
+        device: &B::Device,
+    ) -> Result<ResNet<B>, MeasureError> {
+        /// Statistics settle long before the whole data set is seen.
+        const BATCHES: usize = 32;
+        let mut seen = Vec::new();
+        let mut feed = self.open(&data.train)?;
+        while let Some(batch) = feed.next()? {
+            if batch.len() < 2 || seen.len() == BATCHES {
+                break;
+            }
+            let mut stats = Vec::new();
+            network.forward(self.view::<B>(&batch, device), &mut Mode::Train(&mut stats));
+            seen.push(stats);
+        }
+        Ok(network.calibrate(&seen))
+    }
+
+    fn halves(
+        &self,
+        data: &Labelled,
+        mut encode: impl FnMut(&Batch) -> Vec<f32>,
+    ) -> Result<(Features, Features), MeasureError> {
+        let own_split = data.test.is_none();
+        let mut train = Features::default();
+        let mut test = Features::default();
+        let mut add = |dataset: &Arc<Dataset>, is_test: &dyn Fn(SampleKey) -> bool| -> Result<(), MeasureError> {
+            let mut feed = self.open(dataset)?;
+            while let Some(batch) = feed.next()? {
+                let values = encode(&batch);
+                let length = values.len() / batch.len();
+                for (i, row) in values.chunks_exact(length).enumerate() {
+                    if batch.present()[i] && batch.labels()[i] >= 0 {
+                        let half = if is_test(batch.keys()[i]) {
+                            &mut test
+                        } else {
+                            &mut train
+                        };
+                        half.n += 1;
+                        half.d = length;
+                        half.values.extend_from_slice(row);
+                        half.labels.push(batch.labels()[i]);
+                    }
+                }
+            }
+            Ok(())
+        };
+        add(&data.train, &|key| own_split && held_out(key))?;
+        if let Some(dataset) = &data.test {
+            add(dataset, &|_| true)?;
+        }
+        Ok((train, test))
+    }
+
+    fn view<B: TrainOps>(&self, batch: &Batch, device: &B::Device) -> Tensor<B, 4> {
+        let side = batch.side();
+        input::images(batch.view(0), side, side, self.input, device)
+    }
+
+    fn open(&self, dataset: &Arc<Dataset>) -> Result<Feed, MeasureError> {
+        let plan = FeedPlan {
+            passes: Passes::Sequential,
+            seed: 0,
+            batch_size: self.batch_size.min(dataset.len().try_into().unwrap_or(u32::MAX)),
+            rank: 0,
+            world: 1,
+            views: vec![self.view.clone()],
+            decode: self.decode.clone(),
+            window_bytes: 64 << 20,
+        };
+        Ok(Feed::start(Arc::clone(dataset), plan, &self.feed, 0)?)
+    }
+}

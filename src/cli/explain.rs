@@ -1,0 +1,184 @@
+//! Errors as the user meets them: what failed, why, what to do, and an exit status.
+
+use std::error::Error as _;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::recipe::{Change, RecipeError};
+use crate::data::DataError;
+use crate::data::ingest::IngestError;
+use crate::feed::FeedError;
+use crate::learn::LearnError;
+use crate::measure::MeasureError;
+
+/// Exit status of the program. Wrong usage is clap's 2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// Done, or stopped by a signal after saving.
+    Success = 0,
+    /// Something that the user can put right: input, recipe, folder.
+    Input = 1,
+}
+
+impl From<Status> for ExitCode {
+    fn from(status: Status) -> Self {
+        Self::from(status as u8)
+    }
+}
+
+/// Any error that reaches the door.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The recipe.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// Data at rest.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// Ingest.
+    #[error(transparent)]
+    Ingest(#[from] IngestError),
+    /// The feed.
+    #[error(transparent)]
+    Feed(#[from] FeedError),
+    /// Training.
+    #[error(transparent)]
+    Learn(#[from] LearnError),
+    /// Evaluation.
+    #[error(transparent)]
+    Measure(#[from] MeasureError),
+    /// A batch cannot be filled.
+    #[error("the data set `{data}` has {samples} images, fewer than one batch of {batch_size}")]
+    FewerThanABatch {
+        /// Its path.
+        data: String,
+        /// Its size.
+        samples: u64,
+        /// The recipe's batch.
+        batch_size: u32,
+    },
+    /// The run folder belongs to another recipe.
+    #[error("the run in `{}` was made by another recipe:{}", run.display(), changes.iter().map(change_line).collect::<String>())]
+    OtherRecipe {
+        /// The folder.
+        run: PathBuf,
+        /// What differs.
+        changes: Vec<Change>,
+    },
+    /// The run folder belongs to other data.
+    #[error("the run in `{}` was made from other data (fingerprint {run_data}, given {given})", run.display())]
+    OtherData {
+        /// The folder.
+        run: PathBuf,
+        /// The run's fingerprint.
+        run_data: String,
+        /// The given data's.
+        given: String,
+    },
+    /// The run was made by a version whose views have other pixels, or from other weights.
+    #[error("the run in `{}` cannot be continued: {reason}", run.display())]
+    OtherVersion {
+        /// The folder.
+        run: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// `--resume never` on a folder with a run in it.
+    #[error("there is a run in `{}` already", run.display())]
+    RunExists {
+        /// The folder.
+        run: PathBuf,
+    },
+    /// A folder that holds no run, or no checkpoint.
+    #[error("there is no {what} in `{}`", path.display())]
+    NothingThere {
+        /// `run`, `checkpoint`, ...
+        what: &'static str,
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// `--resume PATH` of a checkpoint that is not the newest of its run.
+    #[error("`{}` is not the newest checkpoint of its run", path.display())]
+    NotNewest {
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// An output file could not be written.
+    #[error("cannot write `{}`", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// Standard output went away.
+    #[error("cannot write to standard output")]
+    Stdout(#[from] std::io::Error),
+    /// A picture could not be made.
+    #[error("cannot make the picture")]
+    Picture(#[from] image::ImageError),
+}
+
+fn change_line(change: &Change) -> String {
+    format!(
+        "\n  {}: the run has {}, the recipe {}",
+        change.key, change.run, change.recipe
+    )
+}
+
+impl CliError {
+    /// What the user can do about it.
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Recipe(error) => error.hints(),
+            Self::Data(error) => error.hints(),
+            Self::Ingest(error) => error.hints(),
+            Self::Feed(error) => error.hints(),
+            Self::Learn(error) => error.hints(),
+            Self::Measure(error) => error.hints(),
+            Self::FewerThanABatch { samples, .. } => {
+                vec![format!(
+                    "use a smaller batch, such as `--set train.batch_size={}`",
+                    (samples / 2).max(2)
+                )]
+            }
+            Self::OtherRecipe { run, .. } => vec![
+                "give a new folder with `--out`, or undo the change".to_owned(),
+                format!("`--init-from {}` starts a new run from its weights", run.display()),
+            ],
+            Self::OtherData { .. } => {
+                vec!["give the run's own data with `--data`, or a new folder with `--out`".to_owned()]
+            }
+            Self::OtherVersion { .. } | Self::RunExists { .. } => vec!["give a new folder with `--out`".to_owned()],
+            Self::NothingThere { what: "run", .. } => {
+                vec!["a run folder is what `vicreg-stream train --out` makes".to_owned()]
+            }
+            Self::NotNewest { .. } => {
+                vec!["give a new folder with `--out`: nothing of the run is overwritten then".to_owned()]
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Prints an error with its causes and remedies; a closed pipe is success.
+pub fn conclude(result: Result<(), CliError>) -> Status {
+    let Err(error) = result else { return Status::Success };
+    if matches!(&error, CliError::Stdout(io) if io.kind() == std::io::ErrorKind::BrokenPipe) {
+        return Status::Success;
+    }
+    let mut text = format!("error: {error}\n");
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(&format!("  cause: {inner}\n"));
+        cause = inner.source();
+    }
+    for hint in error.hints() {
+        text.push_str(&format!("hint: {hint}\n"));
+    }
+    // Nothing is left to do when stderr is gone as well.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+    Status::Input
+}

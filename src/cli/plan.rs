@@ -1,0 +1,181 @@
+//! A recipe joined with its data: what will run, in numbers, and the room's inputs made from it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::CliError;
+use super::recipe::{LoadedRecipe, Recipe, RecipeError};
+use crate::data::sources::{SYNTHETIC, shapes};
+use crate::data::{DataOptions, Dataset, Split};
+use crate::feed::view::AUGMENTATION_VERSION;
+use crate::feed::{FeedPlan, Passes};
+use crate::learn::run::Identity;
+use crate::learn::schedule::Schedule;
+use crate::learn::trainer::LoopPlan;
+
+/// Training and held-out images of a recipe.
+pub struct Images {
+    /// To train on.
+    pub train: Arc<Dataset>,
+    /// Held out, where the recipe names them or the synthetic set brings them.
+    pub test: Option<Arc<Dataset>>,
+    /// How the user calls the training data.
+    pub name: String,
+}
+
+impl Images {
+    /// Opens the data of a recipe; makes `synthetic:shapes` if it is not in the cache yet.
+    pub fn open(options: &DataOptions) -> Result<Self, CliError> {
+        let (train, mut test) = if options.path.starts_with(SYNTHETIC) {
+            let paths = shapes::ensure_synthetic(&shapes::default_cache_dir(), &options.path)?;
+            (paths.train, Some(paths.test))
+        } else {
+            (PathBuf::from(&options.path), None)
+        };
+        if let Some(path) = &options.test {
+            test = Some(PathBuf::from(path));
+        }
+        let columns = options.columns();
+        let open = |path: &Path, split| Dataset::open_split(path, &columns, split).map(Arc::new);
+        let (root, train) = (&train, open(&train, Split::Train)?);
+        let test = match &test {
+            Some(path) => Some(open(path, Split::HeldOut)?),
+            // The same folder's held-out shards, where its names tell them apart.
+            None => Some(open(root, Split::HeldOut)?).filter(|test| test.fingerprint() != train.fingerprint()),
+        };
+        Ok(Self {
+            train,
+            test,
+            name: options.path.clone(),
+        })
+    }
+}
+
+/// A training run in numbers.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Plan {
+    /// Images in the data set.
+    pub samples: u64,
+    /// Full batches in an epoch.
+    pub steps_per_epoch: u64,
+    /// Images at the end of each epoch's permutation that fill no batch.
+    pub dropped: u64,
+    /// Steps of the whole schedule.
+    pub total_steps: u64,
+}
+
+impl Plan {
+    /// Counts; refuses data that cannot fill a batch.
+    pub fn new(recipe: &Recipe, images: &Images) -> Result<Self, CliError> {
+        let (samples, batch_size) = (images.train.len(), recipe.train.batch_size);
+        let steps_per_epoch = samples / u64::from(batch_size);
+        if steps_per_epoch == 0 {
+            return Err(CliError::FewerThanABatch {
+                data: images.name.clone(),
+                samples,
+                batch_size,
+            });
+        }
+        Ok(Self {
+            samples,
+            steps_per_epoch,
+            dropped: samples % u64::from(batch_size),
+            total_steps: recipe.train.total_steps(steps_per_epoch),
+        })
+    }
+
+    /// The learning rate's schedule, with the warnings that its numbers deserve.
+    pub fn schedule(&self, recipe: &Recipe) -> Result<(Schedule, Vec<String>), CliError> {
+        let batch = u64::from(recipe.train.batch_size);
+        let (schedule, warnings) =
+            Schedule::new(&recipe.schedule, batch, self.steps_per_epoch, self.total_steps).map_err(one_problem)?;
+        Ok((schedule, warnings.iter().map(ToString::to_string).collect()))
+    }
+
+    /// What the feed of a training run shall do.
+    pub fn feed(&self, recipe: &Recipe) -> FeedPlan {
+        FeedPlan {
+            passes: Passes::Shuffled {
+                seed: recipe.train.seed,
+            },
+            seed: recipe.train.seed,
+            batch_size: recipe.train.batch_size,
+            rank: 0,
+            world: 1,
+            views: recipe.views.views().to_vec(),
+            decode: recipe.decode.clone(),
+            window_bytes: recipe.order.window_bytes(),
+        }
+    }
+
+    /// What the loop shall do.
+    pub fn training_loop(&self, recipe: &Recipe, max_steps: Option<u64>) -> LoopPlan {
+        let list = |values: &[f32; 3]| format!("{},{},{}", values[0], values[1], values[2]);
+        let fact = |key: &str, value: String| (key.to_owned(), value);
+        LoopPlan {
+            total_steps: self.total_steps,
+            stop_at: max_steps.unwrap_or(u64::MAX),
+            steps_per_epoch: self.steps_per_epoch,
+            batch_size: recipe.train.batch_size,
+            log_every: recipe.train.log_every,
+            checkpoint_every: recipe.train.checkpoint_every,
+            keep_checkpoints: recipe.train.keep_checkpoints as usize,
+            encoder_metadata: BTreeMap::from([
+                fact("format", "pt".to_owned()),
+                fact("size", recipe.views.size.to_string()),
+                fact("mean", list(&recipe.views.mean)),
+                fact("std", list(&recipe.views.std)),
+                fact("interpolation", interpolation(recipe)),
+                fact("channel_order", "RGB".to_owned()),
+                fact("depth", recipe.encoder.depth.to_string()),
+                fact("width", recipe.encoder.width.to_string()),
+            ]),
+        }
+    }
+
+    /// The identity of a run of this recipe on these images.
+    pub fn identity(recipe: &Recipe, images: &Images, init: Option<String>) -> Identity {
+        Identity {
+            recipe: serde_json::to_value(recipe).expect("a recipe is plain JSON"),
+            data_fingerprint: format!("{:016x}", images.train.fingerprint()),
+            augmentation: AUGMENTATION_VERSION,
+            init,
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
+fn one_problem(error: impl std::fmt::Display) -> RecipeError {
+    RecipeError::Invalid {
+        problems: vec![error.to_string()],
+    }
+}
+
+fn interpolation(recipe: &Recipe) -> String {
+    let value = serde_json::to_value(recipe.views.view[0].interpolation).expect("an enumeration is plain JSON");
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+/// Prints a recipe's warnings and what will run.
+pub fn print(loaded: &LoadedRecipe, images: &Images, plan: &Plan, warnings: &[String]) {
+    let recipe = &loaded.recipe;
+    eprintln!(
+        "data: {} images in {} shards of `{}`{}",
+        plan.samples,
+        images.train.shards().len(),
+        images.name,
+        if images.train.has_labels() {
+            ", labelled (labels are used for evaluation only)"
+        } else {
+            ""
+        }
+    );
+    eprintln!(
+        "plan: {} steps of {} images; {} steps an epoch, {} images of each epoch dropped so that every batch is full",
+        plan.total_steps, recipe.train.batch_size, plan.steps_per_epoch, plan.dropped
+    );
+    for warning in loaded.warnings.iter().chain(warnings) {
+        eprintln!("warning: {warning}");
+    }
+}

@@ -1,0 +1,145 @@
+//! Where a run starts: anew, from its own newest checkpoint, or from another run's weights.
+
+use std::path::{Path, PathBuf};
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::CliError;
+use super::recipe::{Recipe, identity_changes};
+use crate::learn::LearnError;
+use crate::learn::checkpoint::{self, CheckpointState};
+use crate::learn::run::{Identity, RunFolder};
+
+/// `--resume`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// Continue if there is something to continue.
+    Auto,
+    /// Refuse a folder that has a run.
+    Never,
+    /// Continue this checkpoint, or the newest of this run.
+    From(PathBuf),
+}
+
+impl From<String> for Resume {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "auto" => Self::Auto,
+            "never" => Self::Never,
+            path => Self::From(PathBuf::from(path)),
+        }
+    }
+}
+
+/// Where the run starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// At step 0.
+    Fresh,
+    /// From a checkpoint folder of the same run.
+    Checkpoint(PathBuf),
+}
+
+/// The run folder and the start that the user's words mean.
+pub fn decide(
+    out: Option<&Path>,
+    default_out: &Path,
+    resume: &Resume,
+    identity: &Identity,
+    recipe: &Recipe,
+) -> Result<(PathBuf, Start), CliError> {
+    if let Resume::From(path) = resume {
+        let checkpoint = newest_of(path)?;
+        let state = CheckpointState::load(&checkpoint)?;
+        let owner = owner(&checkpoint);
+        let run = out.map_or_else(|| owner.clone(), Path::to_owned);
+        check(&checkpoint, &state.identity, identity, recipe)?;
+        if same(&run, &owner) && newest(&owner)?.as_deref().is_some_and(|path| !same(path, &checkpoint)) {
+            return Err(CliError::NotNewest { path: checkpoint });
+        }
+        if !same(&run, &owner) && RunFolder::identity(&run)?.is_some() {
+            return Err(CliError::RunExists { run });
+        }
+        return Ok((run, Start::Checkpoint(checkpoint)));
+    }
+    let run = out.unwrap_or(default_out).to_owned();
+    let Some(found) = RunFolder::identity(&run)? else {
+        return Ok((run, Start::Fresh));
+    };
+    if *resume == Resume::Never {
+        return Err(CliError::RunExists { run });
+    }
+    check(&run, &found, identity, recipe)?;
+    match newest(&run)? {
+        Some(checkpoint) => Ok((run, Start::Checkpoint(checkpoint))),
+        None if found.init != identity.init => {
+            let reason = "it began from other weights and has no checkpoint yet; repeat its `--init-from`".to_owned();
+            Err(CliError::OtherVersion { run, reason })
+        }
+        None => Ok((run, Start::Fresh)),
+    }
+}
+
+/// Refuses to continue a run with another recipe, other data, other pixels or other first weights.
+fn check(run: &Path, found: &Identity, given: &Identity, recipe: &Recipe) -> Result<(), CliError> {
+    let run = run.to_owned();
+    let changes = identity_changes(&found.recipe, recipe);
+    if !changes.is_empty() {
+        return Err(CliError::OtherRecipe { run, changes });
+    }
+    if found.data_fingerprint != given.data_fingerprint {
+        let (run_data, given) = (found.data_fingerprint.clone(), given.data_fingerprint.clone());
+        return Err(CliError::OtherData { run, run_data, given });
+    }
+    if found.augmentation != given.augmentation {
+        let reason = format!(
+            "its views are of version {}, this program makes version {}",
+            found.augmentation, given.augmentation
+        );
+        return Err(CliError::OtherVersion { run, reason });
+    }
+    if given.init.is_some() && found.init != given.init {
+        let reason = "it began from other weights than `--init-from` names".to_owned();
+        return Err(CliError::OtherVersion { run, reason });
+    }
+    Ok(())
+}
+
+/// A checkpoint folder itself, or the newest of a run folder.
+pub fn newest_of(path: &Path) -> Result<PathBuf, CliError> {
+    if path.join("state.json").is_file() {
+        return Ok(path.to_owned());
+    }
+    newest(path)?.ok_or_else(|| CliError::NothingThere {
+        what: "checkpoint",
+        path: path.to_owned(),
+    })
+}
+
+fn newest(run: &Path) -> Result<Option<PathBuf>, CliError> {
+    Ok(checkpoint::list(run)?.pop().map(|(_, path)| path))
+}
+
+/// The run folder that a checkpoint folder lies in.
+fn owner(checkpoint: &Path) -> PathBuf {
+    let absolute = std::fs::canonicalize(checkpoint).unwrap_or_else(|_| checkpoint.to_owned());
+    absolute.ancestors().nth(2).unwrap_or(&absolute).to_owned()
+}
+
+fn same(a: &Path, b: &Path) -> bool {
+    match (std::fs::canonicalize(a), std::fs::canonicalize(b)) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => a == b,
+    }
+}
+
+/// What names the weights that `--init-from` gives: the digest of their file.
+pub fn weights_digest(checkpoint: &Path) -> Result<String, CliError> {
+    let file = checkpoint.join("model.safetensors");
+    let bytes = std::fs::read(&file).map_err(|source| LearnError::Io {
+        action: "read",
+        path: file,
+        source,
+    })?;
+    Ok(format!("{:016x}", xxh3_64(&bytes)))
+}

@@ -1,0 +1,266 @@
+//! `train`: recipe -> plan -> feed and trainer -> the loop -> report.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use burn::tensor::backend::Backend as _;
+use clap::Args;
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+
+use super::plan::{self, Images, Plan};
+use super::recipe::{LoadedRecipe, Recipe, resolved_toml};
+use super::resume::{self, Resume, Start};
+use super::{CliError, RecipeArgs, eval, progress};
+use crate::feed::{Feed, QuarantineState};
+use crate::learn::backend::CpuAd;
+use crate::learn::checkpoint::{self, Checkpoint};
+use crate::learn::input::Normalize;
+use crate::learn::model::{MemoryEstimate, VicReg};
+use crate::learn::optim::Optimizer;
+use crate::learn::run::{Identity, RunFolder};
+use crate::learn::trainer::{LoopPlan, Outcome, Trainer};
+use crate::learn::{LearnError, weights};
+
+/// Arguments of `train`.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Run folder [default: runs/RECIPE-NAME]
+    #[arg(long, value_name = "RUN")]
+    out: Option<PathBuf>,
+    /// Stop after this many steps of the schedule, which stays as it is
+    #[arg(long, value_name = "N")]
+    max_steps: Option<u64>,
+    /// auto: continue if the folder has this run; never: refuse a folder with a run; PATH: a checkpoint or run folder
+    #[arg(long, value_name = "auto|never|PATH", default_value = "auto")]
+    resume: String,
+    /// Begin a new run from the weights of another run or checkpoint
+    #[arg(long, value_name = "RUN")]
+    init_from: Option<PathBuf>,
+    /// Make every check and print the plan; train nothing, write nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Everything that is decided before the first step.
+struct Prepared {
+    loaded: LoadedRecipe,
+    images: Images,
+    plan: Plan,
+    identity: Identity,
+    init: Option<PathBuf>,
+    run: PathBuf,
+    start: Start,
+}
+
+pub fn run(args: &TrainArgs) -> Result<(), CliError> {
+    let prepared = prepare(args)?;
+    let (schedule, warnings) = prepared.plan.schedule(&prepared.loaded.recipe)?;
+    plan::print(&prepared.loaded, &prepared.images, &prepared.plan, &warnings);
+    if args.dry_run {
+        return report_dry_run(&prepared);
+    }
+    let mut run = RunFolder::open(&prepared.run)?;
+    let loop_plan = prepared.plan.training_loop(&prepared.loaded.recipe, args.max_steps);
+    let (trainer, quarantine) = build(&prepared, schedule)?;
+    run.cut_to(trainer.step())?;
+    match prepared.start {
+        Start::Checkpoint(_) if RunFolder::identity(run.path())?.is_some() => {
+            run.write_recipe(&resolved_toml(&prepared.loaded))?;
+        }
+        _ => run.begin(&prepared.identity, &resolved_toml(&prepared.loaded))?,
+    }
+    if trainer.step() >= loop_plan.total_steps {
+        eprintln!(
+            "the run in `{}` is complete at step {}",
+            prepared.run.display(),
+            trainer.step()
+        );
+    }
+    let outcome = drive(&prepared, trainer, &mut run, &loop_plan, quarantine)?;
+    drop(run);
+    report(&prepared, outcome)
+}
+
+fn prepare(args: &TrainArgs) -> Result<Prepared, CliError> {
+    let loaded = args.recipe.load()?;
+    let images = Images::open(&loaded.recipe.data)?;
+    let plan = Plan::new(&loaded.recipe, &images)?;
+    let init = args.init_from.as_deref().map(resume::newest_of).transpose()?;
+    let digest = init.as_deref().map(resume::weights_digest).transpose()?;
+    let mut identity = Plan::identity(&loaded.recipe, &images, digest);
+    let default_out = Path::new("runs").join(&loaded.name);
+    let resume = Resume::from(args.resume.clone());
+    let (run, start) = resume::decide(args.out.as_deref(), &default_out, &resume, &identity, &loaded.recipe)?;
+    if let Start::Checkpoint(path) = &start {
+        identity.init = checkpoint::CheckpointState::load(path)?.identity.init;
+    }
+    Ok(Prepared {
+        loaded,
+        images,
+        plan,
+        identity,
+        init,
+        run,
+        start,
+    })
+}
+
+/// The trainer at its first step here, with what is known of bad samples.
+fn build(
+    prepared: &Prepared,
+    schedule: crate::learn::schedule::Schedule,
+) -> Result<(Trainer<CpuAd>, QuarantineState), CliError> {
+    let recipe = &prepared.loaded.recipe;
+    let device = Default::default();
+    CpuAd::seed(&device, recipe.train.seed);
+    let mut model = VicReg::<CpuAd>::new(&recipe.encoder, &recipe.expander, recipe.train.seed, &device);
+    if let (Start::Fresh, Some(path)) = (&prepared.start, &prepared.init) {
+        let file = path.join("model.safetensors");
+        let tensors = checkpoint::read_tensors(&file)?;
+        model = weights::import(model, tensors).map_err(|source| LearnError::Weights { path: file, source })?;
+        eprintln!("weights from `{}`", path.display());
+    }
+    let trainer = Trainer::new(
+        model,
+        Optimizer::new(recipe.optimizer.clone()),
+        schedule,
+        recipe.loss.clone(),
+        Normalize {
+            mean: recipe.views.mean,
+            std: recipe.views.std,
+        },
+        device,
+    );
+    match &prepared.start {
+        Start::Fresh => Ok((trainer, QuarantineState::default())),
+        Start::Checkpoint(path) => {
+            let checkpoint = Checkpoint::load(path)?;
+            eprintln!("continuing at step {} from `{}`", checkpoint.state.step, path.display());
+            let quarantine = checkpoint.state.quarantine.clone();
+            Ok((trainer.restore(checkpoint, path)?, quarantine))
+        }
+    }
+}
+
+/// Feed and loop, until the end or a signal.
+fn drive(
+    prepared: &Prepared,
+    mut trainer: Trainer<CpuAd>,
+    run: &mut RunFolder,
+    plan: &LoopPlan,
+    quarantine: QuarantineState,
+) -> Result<Outcome, CliError> {
+    if trainer.step() >= plan.total_steps {
+        return Ok(Outcome::Complete);
+    }
+    let recipe = &prepared.loaded.recipe;
+    let stop = stop_on_signals()?;
+    let mut feed = Feed::start(
+        Arc::clone(&prepared.images.train),
+        prepared.plan.feed(recipe),
+        &recipe.feed.beside_cpu_trainer(),
+        trainer.step(),
+    )?;
+    feed.restore_quarantine(quarantine);
+    let mut observer = progress::observer(plan, trainer.step());
+    let began = Instant::now();
+    let outcome = trainer.run(&mut feed, run, &prepared.identity, plan, &stop, observer.as_mut())?;
+    drop(observer);
+    let gauges = feed.gauges();
+    eprintln!(
+        "trained {} steps in {:.1} s; {} bad samples were replaced{}",
+        trainer.step() - first_step(prepared),
+        began.elapsed().as_secs_f64(),
+        gauges.rejects,
+        if gauges.rejects > 0 {
+            ", see quarantine.jsonl"
+        } else {
+            ""
+        }
+    );
+    Ok(outcome)
+}
+
+fn first_step(prepared: &Prepared) -> u64 {
+    match &prepared.start {
+        Start::Fresh => 0,
+        Start::Checkpoint(path) => checkpoint::CheckpointState::load(path).map_or(0, |state| state.step),
+    }
+}
+
+/// A flag that the first signal raises; the second one ends the process at once.
+fn stop_on_signals() -> Result<Arc<AtomicBool>, CliError> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGUSR1] {
+        if signal != SIGUSR1 {
+            signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
+        }
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    stop.store(false, Ordering::Relaxed);
+    Ok(stop)
+}
+
+/// The last lines: how good, and where.
+fn report(prepared: &Prepared, outcome: Outcome) -> Result<(), CliError> {
+    let mut stdout = std::io::stdout();
+    match outcome {
+        Outcome::Stopped { step, .. } => {
+            writeln!(
+                stdout,
+                "stopped at step {step} of {}; the same command continues",
+                prepared.plan.total_steps
+            )?;
+        }
+        Outcome::Complete if prepared.images.train.has_labels() && prepared.loaded.recipe.eval.knn_at_end => {
+            let knn = eval::knn_of_run(&prepared.run, &prepared.loaded.recipe, &prepared.images, None)?;
+            write!(stdout, "{knn}")?;
+        }
+        Outcome::Complete => {}
+    }
+    writeln!(stdout, "run folder: {}", prepared.run.display())?;
+    Ok(())
+}
+
+fn report_dry_run(prepared: &Prepared) -> Result<(), CliError> {
+    let recipe: &Recipe = &prepared.loaded.recipe;
+    let encoder = recipe.encoder.cost(recipe.views.size as usize).parameters;
+    let expander = recipe.expander.parameters(recipe.encoder.representation_dim());
+    let memory = MemoryEstimate::new(
+        &recipe.encoder,
+        &recipe.expander,
+        recipe.train.batch_size.into(),
+        recipe.views.size as usize,
+    );
+    let mb = |bytes: u64| bytes.div_ceil(1 << 20);
+    let plan = &prepared.plan;
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "samples          {}", plan.samples)?;
+    writeln!(stdout, "batch            {}", recipe.train.batch_size)?;
+    writeln!(
+        stdout,
+        "steps an epoch   {} ({} images dropped)",
+        plan.steps_per_epoch, plan.dropped
+    )?;
+    writeln!(stdout, "steps            {}", plan.total_steps)?;
+    writeln!(stdout, "parameters       {encoder} encoder + {expander} expander")?;
+    writeln!(
+        stdout,
+        "memory           about {} MB: activations {}, expander and loss {}, parameters and optimiser {}",
+        mb(memory.total()),
+        mb(memory.activations),
+        mb(memory.expander),
+        mb(memory.parameters)
+    )?;
+    match &prepared.start {
+        Start::Fresh => writeln!(stdout, "start            at step 0 into `{}`", prepared.run.display())?,
+        Start::Checkpoint(path) => writeln!(stdout, "start            from `{}`", path.display())?,
+    }
+    writeln!(stdout, "dry run: nothing was trained or written")?;
+    Ok(())
+}

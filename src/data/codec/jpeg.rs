@@ -1,0 +1,58 @@
+//! JPEG -> RGB8 through zune-jpeg, the decoder of record.
+//!
+//! In: bytes whose markers [`super::jpeg_header`] has found within the limits. Out: RGB written straight into the reused buffer.
+//! Grey is repeated; CMYK and YCCK become RGB as Pillow does it (inverted values: R = C K / 255, rounded).
+
+use super::jpeg_header::{self, damaged, truncated, unsupported};
+use super::{CodecError, DecodeOptions, Format, Policy, Rgb8, check_pixels, orient};
+use image::metadata::Orientation;
+use zune_core::bytestream::ZCursor;
+use zune_core::colorspace::ColorSpace;
+use zune_core::options::DecoderOptions;
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::errors::DecodeErrors;
+
+/// Decodes a JPEG into `out`.
+pub fn decode(bytes: &[u8], options: &DecodeOptions, out: &mut Rgb8) -> Result<(), CodecError> {
+    let header = jpeg_header::check(bytes, options)?;
+    // Only lenient mode gets here without an end. zune gives a progressive image up where the bytes run out, but fills up to
+    // a marker: so it gets one.
+    let mended = if header.complete {
+        None
+    } else {
+        Some([bytes, &[0xff, 0xd9]].concat())
+    };
+    let bytes = mended.as_deref().unwrap_or(bytes);
+    let zune = DecoderOptions::default()
+        .set_strict_mode(options.policy == Policy::Strict)
+        .set_max_width(usize::from(u16::MAX))
+        .set_max_height(usize::from(u16::MAX))
+        .jpeg_set_max_scans(options.max_scans as usize)
+        .jpeg_set_out_colorspace(ColorSpace::RGB);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), zune);
+    decoder.decode_headers().map_err(translate)?;
+    let (width, height) = decoder.dimensions().ok_or_else(|| damaged("no size"))?;
+    let (width, height) = (width as u32, height as u32);
+    // Once more on what zune itself read: odd markers must not smuggle a second size past the walk.
+    check_pixels(Format::Jpeg, width, height, options)?;
+    out.reset(width, height);
+    if decoder.output_buffer_size() != Some(out.pixels.len()) {
+        return Err(unsupported("colours that cannot become RGB"));
+    }
+    decoder.decode_into(&mut out.pixels).map_err(translate)?;
+    if options.apply_orientation {
+        let turn = decoder.exif().and_then(|exif| Orientation::from_exif_chunk(exif));
+        orient::apply(out, turn.unwrap_or(Orientation::NoTransforms));
+    }
+    Ok(())
+}
+
+/// zune's errors as ours; its kinds do not tell a truncation from a defect, except for these.
+fn translate(error: DecodeErrors) -> CodecError {
+    match error {
+        DecodeErrors::ExhaustedData | DecodeErrors::IoErrors(_) => truncated("the data ends too early"),
+        DecodeErrors::FormatStatic("Premature end of buffer") => truncated("the data ends too early"),
+        DecodeErrors::Unsupported(_) => unsupported(&format!("{error:?}")),
+        other => damaged(&format!("{other:?}")),
+    }
+}

@@ -1,0 +1,79 @@
+//! How long views take and how far the resize is from Pillow on photographs: numbers to read, nothing to pass.
+//!
+//! `cargo test --no-default-features --lib view::tests::measure -- --ignored --nocapture`. The benchmark of record is elsewhere.
+
+use crate::data::{
+    Rgb8,
+    rng::{Domain, Philox},
+};
+use crate::feed::blur::{BlurScratch, gaussian};
+use crate::feed::color;
+use crate::feed::view::{Op, Scratch, ViewOptions, ViewsOptions};
+use std::time::Instant;
+
+/// Size of most photographs of the shared data set; smooth with fine noise, so that branches see a photograph's variety.
+fn photo() -> Rgb8 {
+    let (width, height) = (500u32, 375u32);
+    let mut pixels = Vec::new();
+    for y in 0..height {
+        let mut rng = Philox::new(1, Domain::Shapes, 0, y.into(), 0);
+        for x in 0..width {
+            let wave = |a: u32, b: u32| 110.0 + 90.0 * (f64::from(x * a + y * b) / 97.0).sin();
+            pixels.extend([(3, 1), (2, 2), (1, 4)].map(|(a, b)| (wave(a, b) + f64::from(rng.below(24))) as u8));
+        }
+    }
+    Rgb8 { width, height, pixels }
+}
+
+fn time(what: &str, rounds: u32, mut work: impl FnMut(u32)) {
+    work(0);
+    let mut best = f64::INFINITY;
+    for _ in 0..5 {
+        let start = Instant::now();
+        (0..rounds).for_each(&mut work);
+        best = best.min(start.elapsed().as_secs_f64() * 1e6 / f64::from(rounds));
+    }
+    println!("{what:<28}{best:>9.1} us");
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn time_of_views_and_passes() {
+    let image = photo();
+    let mut scratch = Scratch::default();
+    let mut out = vec![0; 224 * 224 * 3];
+    let views = ViewsOptions::default().views();
+    time("two official 224 views", 100, |round| {
+        for (which, view) in views.iter().enumerate() {
+            let mut rng = Philox::new(3, Domain::View, 0, round.into(), which as u8);
+            view.render(&image, &mut rng, &mut scratch, &mut out);
+        }
+    });
+    let bare = ViewOptions {
+        order: Vec::<Op>::new(),
+        ..ViewOptions::default()
+    };
+    time("crop and resize", 100, |round| {
+        let params = bare.draw(500, 375, &mut Philox::new(3, Domain::View, 0, round.into(), 0));
+        bare.apply(&image, &params, 224, &mut scratch, &mut out);
+    });
+    let view = out.clone();
+    let mut blur = BlurScratch::default();
+    let mut pass = |name: &str, work: &mut dyn FnMut(&mut [u8])| {
+        time(name, 50, |_| {
+            out.copy_from_slice(&view);
+            work(&mut out);
+        });
+    };
+    pass("copy alone", &mut |_| {});
+    pass("brightness", &mut |out| color::brightness(out, 1.2));
+    pass("contrast", &mut |out| color::contrast(out, 1.2));
+    pass("saturation", &mut |out| color::saturation(out, 1.2));
+    pass("hue", &mut |out| color::hue(out, 0.07));
+    pass("grey", &mut color::grey);
+    pass("solarise", &mut |out| color::solarize(out, 128));
+    pass("flip", &mut |out| color::flip(out, 224));
+    pass("blur, sigma 0.8", &mut |out| gaussian(out, 224, 224, 0.8, &mut blur));
+    pass("blur, sigma 1.8", &mut |out| gaussian(out, 224, 224, 1.8, &mut blur));
+    pass("blur, sigma 5", &mut |out| gaussian(out, 224, 224, 5.0, &mut blur));
+}

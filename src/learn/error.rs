@@ -1,0 +1,117 @@
+//! What can go wrong in training: facts; the door prints causes and remedies.
+
+use std::path::{Path, PathBuf};
+
+use super::optim::StateError;
+use super::weights::WeightsError;
+use crate::data::DataError;
+use crate::feed::FeedError;
+
+/// What can go wrong in training.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LearnError {
+    /// Input or output failed.
+    #[error("cannot {action} `{}`", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// Another process trains into this folder.
+    #[error("the run folder `{}` is in use by another process", run.display())]
+    RunLocked {
+        /// The folder.
+        run: PathBuf,
+    },
+    /// A JSON file of a run or checkpoint does not parse.
+    #[error("`{}` is damaged", path.display())]
+    BrokenJson {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        source: serde_json::Error,
+    },
+    /// A weights file does not fit.
+    #[error("cannot use the weights in `{}`", path.display())]
+    Weights {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        source: WeightsError,
+    },
+    /// An optimiser's state does not fit.
+    #[error("cannot use the optimiser's state in `{}`", path.display())]
+    Optimizer {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What does not fit.
+        source: StateError,
+    },
+    /// A checkpoint was written by a version that means other things by it.
+    #[error("the checkpoint `{}` has format {found}; this program reads format {known}", path.display())]
+    CheckpointFormat {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+        /// Ours.
+        known: u32,
+    },
+    /// The loss is NaN or infinite.
+    #[error(
+        "the loss is not finite at step {step} (invariance {invariance}, variance {variance}, covariance {covariance})"
+    )]
+    NotFinite {
+        /// Steps done, this one included.
+        step: u64,
+        /// s.
+        invariance: f64,
+        /// v.
+        variance: f64,
+        /// c.
+        covariance: f64,
+        /// The newest checkpoint from before, if there is one.
+        last_good: Option<PathBuf>,
+    },
+    /// The feed stopped.
+    #[error(transparent)]
+    Feed(#[from] FeedError),
+    /// Data at rest could not be read or written.
+    #[error(transparent)]
+    Data(#[from] DataError),
+}
+
+impl LearnError {
+    pub(crate) fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
+        Self::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    /// What the user can do about it.
+    pub fn hints(&self) -> Vec<String> {
+        match self {
+            Self::RunLocked { .. } => vec!["wait for it, or give another folder with `--out`".to_owned()],
+            Self::CheckpointFormat { .. } => vec!["use the version of the program that wrote it".to_owned()],
+            Self::NotFinite { last_good, .. } => {
+                let mut hints = vec!["lower `schedule.base_lr` or lengthen the warm-up".to_owned()];
+                if let Some(path) = last_good {
+                    hints.push(format!(
+                        "`--init-from {}` starts a new run from the weights of the last good checkpoint",
+                        path.display()
+                    ));
+                }
+                hints
+            }
+            Self::Feed(error) => error.hints(),
+            Self::Data(error) => error.hints(),
+            _ => Vec::new(),
+        }
+    }
+}

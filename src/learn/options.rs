@@ -1,0 +1,84 @@
+//! `[train]`: length, seed, checkpoints and logging of a run.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// `[train]`: length, seed, checkpoints, logging.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainOptions {
+    /// Seed of everything random: order, views, initial weights.
+    pub seed: u64,
+    /// Images in a batch (two views of each). Every batch is full: VICReg's statistics need it.
+    pub batch_size: u32,
+    /// Passes over the data. The published short schedule has 100 (paper, table 5).
+    pub epochs: u32,
+    /// Length in steps; overrides `epochs`.
+    pub steps: Option<u64>,
+    /// A checkpoint every so many steps (and one at the end and on SIGINT, SIGTERM, SIGUSR1).
+    #[schemars(extend("x-kind" = "operational"))]
+    pub checkpoint_every: u64,
+    /// How many of the newest checkpoints are kept.
+    #[schemars(extend("x-kind" = "operational"))]
+    pub keep_checkpoints: u32,
+    /// A line in `metrics.jsonl` every so many steps.
+    #[schemars(extend("x-kind" = "operational"))]
+    pub log_every: u64,
+    /// Where to train.
+    #[schemars(extend("x-kind" = "operational"))]
+    pub device: DeviceKind,
+}
+
+/// Where to train.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceKind {
+    /// burn's CPU backend `flex`.
+    Cpu,
+}
+
+impl Default for TrainOptions {
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            batch_size: 2048,
+            epochs: 100,
+            steps: None,
+            checkpoint_every: 500,
+            keep_checkpoints: 3,
+            log_every: 10,
+            device: DeviceKind::Cpu,
+        }
+    }
+}
+
+impl TrainOptions {
+    /// What is out of range, one sentence each.
+    pub fn validate(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.batch_size < 2 {
+            problems.push(format!(
+                "train.batch_size = {}: a batch needs at least 2 images (variance and covariance divide by N - 1)",
+                self.batch_size
+            ));
+        }
+        if self.steps.unwrap_or(u64::from(self.epochs)) == 0 {
+            problems.push("train.epochs or train.steps must be at least 1".to_owned());
+        }
+        for (key, value) in [
+            ("checkpoint_every", self.checkpoint_every),
+            ("keep_checkpoints", u64::from(self.keep_checkpoints)),
+            ("log_every", self.log_every),
+        ] {
+            if value == 0 {
+                problems.push(format!("train.{key} must be at least 1"));
+            }
+        }
+        problems
+    }
+
+    /// Steps of the whole run, given how many full batches an epoch has.
+    pub fn total_steps(&self, steps_per_epoch: u64) -> u64 {
+        self.steps.unwrap_or(u64::from(self.epochs) * steps_per_epoch)
+    }
+}

@@ -1,0 +1,70 @@
+//! `[eval]`: how representations are judged.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::feed::view::{Interpolation, View, ViewsOptions};
+
+/// `[eval]`: how representations are judged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvalOptions {
+    /// Shorter side after the evaluation's resize, pixels, before the centre crop of `views.size`. Without it
+    /// views.size x 256 / 224, the protocol of ImageNet evaluation.
+    #[schemars(extend("x-kind" = "operational"))]
+    pub resize: Option<u32>,
+    /// Neighbours that vote in k-NN (Wu et al. 2018 use 200, the VICReg paper reports 20 and 200).
+    #[schemars(extend("x-kind" = "operational"))]
+    pub k: u32,
+    /// Temperature of the votes' weights exp(similarity / temperature).
+    #[schemars(extend("x-kind" = "operational"))]
+    pub temperature: f64,
+    /// Run k-NN when training ends, where the data have labels.
+    #[schemars(extend("x-kind" = "operational"))]
+    pub knn_at_end: bool,
+    /// Images in a batch of the evaluation's forward pass.
+    #[schemars(extend("x-kind" = "operational"))]
+    pub batch_size: u32,
+}
+
+impl Default for EvalOptions {
+    fn default() -> Self {
+        Self {
+            resize: None,
+            k: 20,
+            temperature: 0.07,
+            knn_at_end: true,
+            batch_size: 128,
+        }
+    }
+}
+
+impl EvalOptions {
+    /// What is out of range, one sentence each.
+    pub fn validate(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.k == 0 || self.batch_size == 0 || self.resize == Some(0) {
+            problems.push("eval.k, eval.batch_size and eval.resize must be at least 1".to_owned());
+        }
+        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
+            problems.push(format!("eval.temperature = {}: it must be positive", self.temperature));
+        }
+        problems
+    }
+
+    /// The evaluation's view: resize, then centre crop, bicubic as the training views of the recipes are.
+    pub fn view(&self, views: &ViewsOptions) -> View {
+        let resize = self
+            .resize
+            .unwrap_or((f64::from(views.size) * 256.0 / 224.0).round() as u32);
+        let interpolation = views
+            .view
+            .first()
+            .map_or(Interpolation::Bicubic, |view| view.interpolation);
+        View::Center {
+            resize,
+            size: views.size,
+            interpolation,
+        }
+    }
+}
