@@ -152,8 +152,7 @@ mod tests {
         let mut losses = Vec::new();
         for _ in 0..12 {
             let mut stats: [Vec<BatchStats<Ad>>; 2] = Default::default();
-            let [z, z_prime] =
-                std::array::from_fn(|v| model.embed(views[v].clone(), &mut Mode::Train(&mut stats[v])));
+            let [z, z_prime] = std::array::from_fn(|v| model.embed(views[v].clone(), &mut Mode::Train(&mut stats[v])));
             let terms = vicreg_loss(z, z_prime, &LossOptions::default());
             losses.push(terms.loss.to_data().to_vec::<f32>().unwrap()[0]);
             let grads = GradientsParams::from_grads(terms.loss.backward(), &model);
