@@ -2,7 +2,7 @@
 //!
 //! In: a decoded image, a stream of draws. Out: RGB8 of `size` x `size`, written straight into the caller's buffer.
 //! Invariant: pixels depend on image, options and stream only, not on CPU, thread or what the scratch held before; an
-//! operation that was not drawn costs nothing. Sources: RECIPES of the official code and solo-learn, torchvision 0.29.
+//! operation that was not drawn costs nothing. Sources: the official code and solo-learn, torchvision 0.29.
 
 mod check;
 mod params;

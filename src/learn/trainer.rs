@@ -139,7 +139,7 @@ impl<B: TrainAd> Trainer<B> {
 
     /// One step on one batch of V = 2 views, phase by phase.
     fn train_step(&mut self, batch: &Batch) -> StepTerms<B> {
-        // Phase 1, encode: each view alone, since its batch norms must see that view's statistics (DESIGN section 7).
+        // Phase 1, encode: each view alone, since its batch norms must see that view's statistics alone.
         let (mut stats, mut stats_prime) = (Vec::new(), Vec::new());
         let x = self.view(batch, 0); // [N, 3, H, W]
         let x_prime = self.view(batch, 1);

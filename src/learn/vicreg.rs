@@ -186,7 +186,7 @@ impl<B: Backend> Branch<B> {
 
     /// The same from the Gram matrix `[N, N]`: ||Zc^T Zc||_F = ||Zc Zc^T||_F, and the diagonal of C is Var.
     /// D / N times less work. The subtraction loses digits only where D is near N and the embeddings are whitened, so it is
-    /// kept for D >= 2 (N - 1) (DESIGN section 7).
+    /// kept for D >= 2 (N - 1).
     fn off_diagonal_dual(&self) -> Tensor<B, 1> {
         let [n, d] = self.centred.dims();
         let gram = self.centred.clone().matmul(self.centred.clone().transpose()) / (n - 1) as f64; // [N, D] [D, N] -> [N, N]

@@ -2,7 +2,7 @@
 //!
 //! In and out: burn's float primitives. Default bodies are stock burn operations, so that any backend trains; `flex` (the
 //! CPU) overrides them with kernels, because stock batch norm and weight gradients would cost three quarters of a step
-//! there (DESIGN section 2). `Autodiff<B>` joins forward and backward in [`autodiff`].
+//! there. `Autodiff<B>` joins forward and backward in `autodiff`.
 //! Invariant: a result depends on its inputs alone, never on the number of threads.
 
 mod autodiff;

@@ -1,6 +1,6 @@
 //! Optimisers: a model, its gradients and a rate in, the next model out.
 //!
-//! One file per rule ([`lars`], [`sgd`], [`adamw`]); this one walks the model, keeps the state and moves it to and from
+//! One file per rule (`lars`, `sgd`, `adamw`); this one walks the model, keeps the state and moves it to and from
 //! checkpoints. One rule holds for all: a parameter with one dimension (bias, norm) is never decayed nor scaled, as in both
 //! VICReg codes; for SGD and AdamW that is torch.optim with two parameter groups.
 //! Invariant: no update reads a value back from the device, and none depends on another parameter's, so a checkpointed state

@@ -1,6 +1,6 @@
 //! ResNet encoders: from normalised images `[N, 3, S, S]` to pooled representations `[N, F]`.
 //!
-//! Here: the options as written and the plan of layers that they mean. [`model`] builds and runs them. Invariant: the paths of
+//! Here: the options as written and the plan of layers that they mean. `model` builds and runs them. Invariant: the paths of
 //! the parameters are torchvision's state-dict names, so that weights travel both ways.
 //! Source: He et al. 2015 (1512.03385), torchvision's ResNet (stride in the 3x3 convolution of a bottleneck), and the VICReg
 //! code for width (every filter count is multiplied) and for depth 200.
