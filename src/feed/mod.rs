@@ -73,6 +73,8 @@ pub struct PassShape {
     pub slot_bytes: u64,
 }
 
+type StallReport = Box<dyn FnMut(&Stall) + Send>;
+
 /// A running feed: one reader thread, the workers, and the ring between them and the trainer.
 pub struct Feed {
     ring: Arc<Ring>,
@@ -86,7 +88,7 @@ pub struct Feed {
     /// An error has been returned.
     ended: bool,
     /// What to call when a batch is long in coming.
-    on_stall: Option<Box<dyn FnMut(&Stall) + Send>>,
+    on_stall: Option<StallReport>,
     threads: Vec<thread::JoinHandle<()>>,
 }
 
