@@ -58,6 +58,33 @@ fn data_that_are_not_there() {
 }
 
 #[test]
+fn a_data_set_without_an_image() {
+    use vicreg_stream::data::shard::{Labels, ShardWriter};
+    let world = World::new();
+    std::fs::create_dir(world.path("set")).unwrap();
+    ShardWriter::create(&world.path("set/a.parquet"), &Labels::Integers, 8)
+        .unwrap()
+        .finish()
+        .unwrap();
+    let error = world.refused(&["train", "tiny.toml", "--data", "set"]);
+    assert!(
+        error.contains("set") && error.contains("no image") || error.contains("empty"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_folder_with_other_things_is_left_alone() {
+    let world = World::new();
+    let error = world.refused(&["train", "tiny.toml", "--out", "."]);
+    assert!(
+        error.contains("no run began there") && error.contains("hint:"),
+        "{error}"
+    );
+    assert_eq!(std::fs::read_to_string(world.path("tiny.toml")).unwrap(), common::TINY);
+}
+
+#[test]
 fn fewer_images_than_a_batch() {
     let world = World::new();
     let error = world.refused(&["train", "tiny.toml", "--set", "train.batch_size=512"]);

@@ -53,6 +53,20 @@ fn a_run_leaves_all_that_was_promised() {
     );
     assert!(world.path("run/encoder.safetensors").is_file() && world.path("run/quarantine.jsonl").is_file());
 
+    let bytes = std::fs::read(world.path("run/encoder.safetensors")).unwrap();
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let facts = header.metadata().clone().unwrap();
+    for (key, value) in [
+        ("size", "16"),
+        ("mean", "0.485,0.456,0.406"),
+        ("std", "0.229,0.224,0.225"),
+        ("interpolation", "bicubic"),
+        ("channel_order", "RGB"),
+    ] {
+        assert_eq!(facts.get(key).map(String::as_str), Some(value), "{facts:?}");
+    }
+    assert!(header.tensors().contains_key("layer1.0.bn2.num_batches_tracked"));
+
     let again = world.command(&["train", "tiny.toml", "--out", "run"]).output().unwrap();
     assert!(
         again.status.success() && text(&again).contains("complete at step 24"),
@@ -146,12 +160,97 @@ fn a_killed_run_continues_from_its_checkpoint_without_double_lines() {
     assert_eq!(world.metrics("run"), world.metrics("whole"));
 }
 
+/// A labelled data set of 96 images with every fifth one broken: cut short, or no image at all.
+fn broken_set(world: &World) {
+    use vicreg_stream::data::shard::{Labels, ShardWriter};
+    world.ok(&["ingest", "synthetic:shapes?train=192&test=64", "--out", "good"]);
+    let columns = vicreg_stream::data::Columns {
+        image: "image".into(),
+        label: "label".into(),
+    };
+    let good = vicreg_stream::data::Dataset::open(&world.path("good"), &columns).unwrap();
+    let group = good.read_row_group(vicreg_stream::data::ShardId(0), 0).unwrap();
+    std::fs::create_dir(world.path("set")).unwrap();
+    let mut shard = ShardWriter::create(&world.path("set/part-0.parquet"), &Labels::Integers, 32).unwrap();
+    for row in 0..96 {
+        let image = group.image(row).unwrap();
+        let image = match row {
+            row if row % 10 == 4 => &image[..image.len() / 2],
+            row if row % 10 == 9 => b"this is no image".as_slice(),
+            _ => image,
+        };
+        shard
+            .push(image, Some(&format!("{row}.jpg")), group.label(row))
+            .unwrap();
+    }
+    shard.finish().unwrap();
+}
+
+#[test]
+fn bad_images_are_replaced_and_written_down_whatever_the_workers_and_interruptions() {
+    let world = World::new();
+    broken_set(&world);
+    let args = |run, workers, steps| {
+        let set = [
+            "--set",
+            "feed.max_bad_fraction=0.5",
+            "--set",
+            workers,
+            "--max-steps",
+            steps,
+        ];
+        [&["train", "tiny.toml", "--data", "set", "--out", run][..], &set].concat()
+    };
+    world.ok(&args("whole", "feed.workers=1", "12"));
+    for steps in ["2", "3", "12"] {
+        world.ok(&args("parts", "feed.workers=3", steps));
+    }
+    assert_eq!(world.metrics("parts"), world.metrics("whole"));
+    let quarantine = |run: &str| std::fs::read_to_string(world.path(run).join("quarantine.jsonl")).unwrap();
+    assert_eq!(quarantine("parts"), quarantine("whole"));
+    let lines: Vec<serde_json::Value> = quarantine("whole")
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert!((10..=19).contains(&lines.len()), "each bad image once: {lines:?}");
+    for line in &lines {
+        let row = 32 * line["row_group"].as_u64().unwrap() + line["row"].as_u64().unwrap();
+        assert!(
+            row % 5 == 4 && line["shard"] == "part-0.parquet" && line["path"] == format!("{row}.jpg"),
+            "{line}"
+        );
+        assert!(!line["reason"].as_str().unwrap().is_empty());
+    }
+
+    let error = world.refused(&[
+        "train",
+        "tiny.toml",
+        "--data",
+        "set",
+        "--out",
+        "strict",
+        "--set",
+        "feed.max_bad=3",
+    ]);
+    assert!(
+        error.contains("cannot be decoded") && error.contains("feed.max_bad") && error.contains("hint:"),
+        "{error}"
+    );
+    assert!(quarantine("strict").lines().count() >= 4);
+}
+
 #[test]
 fn max_steps_leaves_the_schedule_as_it_is() {
     let world = World::new();
     world.ok(&["train", "tiny.toml", "--out", "whole"]);
     world.ok(&["train", "tiny.toml", "--out", "short", "--max-steps", "10"]);
     assert_eq!(world.metrics("short"), world.metrics("whole")[..10]);
+    // Again, with nothing left to do: still stopped, not complete.
+    let again = world.ok(&["train", "tiny.toml", "--out", "short", "--max-steps", "10"]);
+    assert!(
+        again.contains("stopped at step 10 of 24") && !again.contains("k-NN"),
+        "{again}"
+    );
 }
 
 #[test]
@@ -247,6 +346,20 @@ fn resume_takes_a_checkpoint_by_path_into_a_new_folder() {
     );
     world.ok(&["train", "tiny.toml", "--resume", path, "--out", "branch"]);
     assert_eq!(world.metrics("branch"), world.metrics("whole")[14..]);
+    // A branch that is interrupted continues, by the same command and without `--resume`.
+    world.ok(&[
+        "train",
+        "tiny.toml",
+        "--resume",
+        path,
+        "--out",
+        "cut",
+        "--max-steps",
+        "14",
+    ]);
+    world.ok(&["train", "tiny.toml", "--out", "cut", "--max-steps", "16"]);
+    world.ok(&["train", "tiny.toml", "--resume", path, "--out", "cut"]);
+    assert_eq!(world.metrics("cut"), world.metrics("whole")[14..]);
     assert_eq!(world.weights("branch", 24), world.weights("whole", 24));
 }
 

@@ -85,7 +85,7 @@ pub fn run(command: &EvalCommand) -> Result<(), CliError> {
             path: args.run.clone(),
         });
     }
-    let mut recipe = LoadedRecipe::load(&file, &[])?.recipe;
+    let mut recipe = LoadedRecipe::load(&file, None, &[])?.recipe;
     if let (Some(train), Some(test)) = (&args.train, &args.test) {
         recipe.data.path.clone_from(train);
         recipe.data.test = Some(test.clone());

@@ -49,16 +49,6 @@ pub enum CliError {
     /// Evaluation.
     #[error(transparent)]
     Measure(#[from] MeasureError),
-    /// A batch cannot be filled.
-    #[error("the data set `{data}` has {samples} images, fewer than one batch of {batch_size}")]
-    FewerThanABatch {
-        /// Its path.
-        data: String,
-        /// Its size.
-        samples: u64,
-        /// The recipe's batch.
-        batch_size: u32,
-    },
     /// The run folder belongs to another recipe.
     #[error("the run in `{}` was made by another recipe:{}", run.display(), changes.iter().map(change_line).collect::<String>())]
     OtherRecipe {
@@ -138,12 +128,6 @@ impl CliError {
             Self::Feed(error) => error.hints(),
             Self::Learn(error) => error.hints(),
             Self::Measure(error) => error.hints(),
-            Self::FewerThanABatch { samples, .. } => {
-                vec![format!(
-                    "use a smaller batch, such as `--set train.batch_size={}`",
-                    (samples / 2).max(2)
-                )]
-            }
             Self::OtherRecipe { run, .. } => vec![
                 "give a new folder with `--out`, or undo the change".to_owned(),
                 format!("`--init-from {}` starts a new run from its weights", run.display()),

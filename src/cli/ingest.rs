@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::CliError;
+use crate::data::Split;
 use crate::data::ingest::{IngestOptions, IngestProgress, IngestStage, IngestSummary, LabelsFrom, ingest};
 
 /// Arguments of `ingest`.
@@ -30,6 +31,9 @@ pub struct IngestArgs {
     /// auto: class folders become labels if the layout is plain class/file; folders: always; none: never
     #[arg(long, value_enum, default_value_t = Labels::Auto)]
     labels: Labels,
+    /// Which shards of a Parquet source that has several splits by file name
+    #[arg(long, value_enum, default_value_t = SplitArg::Train)]
+    split: SplitArg,
     /// Decode every image completely instead of reading its header
     #[arg(long)]
     verify: bool,
@@ -42,6 +46,17 @@ pub struct IngestArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+/// `--split`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum SplitArg {
+    /// All that are not held out
+    Train,
+    /// test, else validation
+    HeldOut,
+    /// All of them
+    All,
 }
 
 /// `--labels`.
@@ -64,6 +79,11 @@ pub fn run(args: &IngestArgs) -> Result<(), CliError> {
             Labels::Auto => LabelsFrom::Auto,
             Labels::Folders => LabelsFrom::Folders,
             Labels::None => LabelsFrom::None,
+        },
+        split: match args.split {
+            SplitArg::Train => Split::Train,
+            SplitArg::HeldOut => Split::HeldOut,
+            SplitArg::All => Split::All,
         },
         verify: args.verify,
         image_column: args.image_column.clone(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 
-use super::plan::{Images, Plan};
+use super::plan::{self, Images};
 use super::{CliError, RecipeArgs, sheet};
 use crate::feed::Feed;
 
@@ -64,7 +64,7 @@ fn views(args: &ViewsArgs) -> Result<(), CliError> {
     let mut png = std::io::Cursor::new(Vec::new());
     picture.write_to(&mut png, image::ImageFormat::Png)?;
     crate::data::store::write_bytes(&args.out, png.get_ref())?;
-    eprintln!(
+    say!(
         "wrote {} x {} pixels to `{}`",
         picture.width(),
         picture.height(),
@@ -80,8 +80,12 @@ fn batches(args: &BatchesArgs) -> Result<(), CliError> {
     }
     let recipe = &loaded.recipe;
     let images = Images::open(&recipe.data)?;
-    let plan = Plan::new(recipe, &images)?;
-    let mut feed = Feed::start(Arc::clone(&images.train), plan.feed(recipe), &recipe.feed, args.start)?;
+    let mut feed = Feed::start(
+        Arc::clone(&images.train),
+        plan::feed_plan(recipe),
+        &recipe.feed,
+        args.start,
+    )?;
     let mut stdout = std::io::stdout().lock();
     for step in args.start..args.start.saturating_add(args.steps) {
         let Some(batch) = feed.next()? else { break };

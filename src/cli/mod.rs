@@ -2,6 +2,14 @@
 //!
 //! Results go to stdout, everything else to stderr; `--json` prints the same numbers for programs.
 
+/// A line to stderr. Unlike `eprintln!` it does not panic when nobody reads: a closed pipe must not end a run.
+macro_rules! say {
+    ($($part:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($part)*);
+    }};
+}
+
 mod eval;
 mod explain;
 mod ingest;
@@ -60,11 +68,11 @@ pub struct RecipeArgs {
 
 impl RecipeArgs {
     fn load(&self) -> Result<recipe::LoadedRecipe, CliError> {
-        let mut loaded = recipe::LoadedRecipe::load(&self.recipe, &self.sets)?;
-        if let Some(data) = &self.data {
-            loaded.recipe.data.path.clone_from(data);
-        }
-        Ok(loaded)
+        Ok(recipe::LoadedRecipe::load(
+            &self.recipe,
+            self.data.as_deref(),
+            &self.sets,
+        )?)
     }
 }
 

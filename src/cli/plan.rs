@@ -9,7 +9,7 @@ use super::recipe::{LoadedRecipe, Recipe, RecipeError};
 use crate::data::sources::{SYNTHETIC, shapes};
 use crate::data::{DataOptions, Dataset, Split};
 use crate::feed::view::AUGMENTATION_VERSION;
-use crate::feed::{FeedPlan, Passes};
+use crate::feed::{FeedPlan, PassShape, Passes};
 use crate::learn::run::Identity;
 use crate::learn::schedule::Schedule;
 use crate::learn::trainer::LoopPlan;
@@ -53,60 +53,33 @@ impl Images {
 }
 
 /// A training run in numbers.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug)]
 pub struct Plan {
-    /// Images in the data set.
-    pub samples: u64,
-    /// Full batches in an epoch.
-    pub steps_per_epoch: u64,
-    /// Images at the end of each epoch's permutation that fill no batch.
-    pub dropped: u64,
+    /// An epoch, as the feed will run it.
+    pub epoch: PassShape,
     /// Steps of the whole schedule.
     pub total_steps: u64,
 }
 
 impl Plan {
-    /// Counts; refuses data that cannot fill a batch.
+    /// Counts, and lets the feed check that the data can fill its batches.
     pub fn new(recipe: &Recipe, images: &Images) -> Result<Self, CliError> {
-        let (samples, batch_size) = (images.train.len(), recipe.train.batch_size);
-        let steps_per_epoch = samples / u64::from(batch_size);
-        if steps_per_epoch == 0 {
-            return Err(CliError::FewerThanABatch {
-                data: images.name.clone(),
-                samples,
-                batch_size,
-            });
-        }
-        Ok(Self {
-            samples,
-            steps_per_epoch,
-            dropped: samples % u64::from(batch_size),
-            total_steps: recipe.train.total_steps(steps_per_epoch),
-        })
+        let epoch = feed_plan(recipe).shape(&images.train)?;
+        let total_steps = recipe.train.total_steps(epoch.steps_per_epoch);
+        Ok(Self { epoch, total_steps })
+    }
+
+    /// Bytes that the feed holds: its ring, and three windows of encoded images.
+    pub fn feed_bytes(&self, recipe: &Recipe) -> u64 {
+        u64::from(recipe.feed.ring) * self.epoch.slot_bytes + recipe.order.window_bytes()
     }
 
     /// The learning rate's schedule, with the warnings that its numbers deserve.
     pub fn schedule(&self, recipe: &Recipe) -> Result<(Schedule, Vec<String>), CliError> {
         let batch = u64::from(recipe.train.batch_size);
-        let (schedule, warnings) =
-            Schedule::new(&recipe.schedule, batch, self.steps_per_epoch, self.total_steps).map_err(one_problem)?;
+        let (schedule, warnings) = Schedule::new(&recipe.schedule, batch, self.epoch.steps_per_epoch, self.total_steps)
+            .map_err(one_problem)?;
         Ok((schedule, warnings.iter().map(ToString::to_string).collect()))
-    }
-
-    /// What the feed of a training run shall do.
-    pub fn feed(&self, recipe: &Recipe) -> FeedPlan {
-        FeedPlan {
-            passes: Passes::Shuffled {
-                seed: recipe.train.seed,
-            },
-            seed: recipe.train.seed,
-            batch_size: recipe.train.batch_size,
-            rank: 0,
-            world: 1,
-            views: recipe.views.views().to_vec(),
-            decode: recipe.decode.clone(),
-            window_bytes: recipe.order.window_bytes(),
-        }
     }
 
     /// What the loop shall do.
@@ -116,7 +89,7 @@ impl Plan {
         LoopPlan {
             total_steps: self.total_steps,
             stop_at: max_steps.unwrap_or(u64::MAX),
-            steps_per_epoch: self.steps_per_epoch,
+            steps_per_epoch: self.epoch.steps_per_epoch,
             batch_size: recipe.train.batch_size,
             log_every: recipe.train.log_every,
             checkpoint_every: recipe.train.checkpoint_every,
@@ -146,6 +119,22 @@ impl Plan {
     }
 }
 
+/// What the feed of a training run shall do.
+pub fn feed_plan(recipe: &Recipe) -> FeedPlan {
+    FeedPlan {
+        passes: Passes::Shuffled {
+            seed: recipe.train.seed,
+        },
+        seed: recipe.train.seed,
+        batch_size: recipe.train.batch_size,
+        rank: 0,
+        world: 1,
+        views: recipe.views.views().to_vec(),
+        decode: recipe.decode.clone(),
+        window_bytes: recipe.order.window_bytes(),
+    }
+}
+
 fn one_problem(error: impl std::fmt::Display) -> RecipeError {
     RecipeError::Invalid {
         problems: vec![error.to_string()],
@@ -160,9 +149,9 @@ fn interpolation(recipe: &Recipe) -> String {
 /// Prints a recipe's warnings and what will run.
 pub fn print(loaded: &LoadedRecipe, images: &Images, plan: &Plan, warnings: &[String]) {
     let recipe = &loaded.recipe;
-    eprintln!(
+    say!(
         "data: {} images in {} shards of `{}`{}",
-        plan.samples,
+        plan.epoch.samples,
         images.train.shards().len(),
         images.name,
         if images.train.has_labels() {
@@ -171,11 +160,22 @@ pub fn print(loaded: &LoadedRecipe, images: &Images, plan: &Plan, warnings: &[St
             ""
         }
     );
-    eprintln!(
+    say!(
         "plan: {} steps of {} images; {} steps an epoch, {} images of each epoch dropped so that every batch is full",
-        plan.total_steps, recipe.train.batch_size, plan.steps_per_epoch, plan.dropped
+        plan.total_steps,
+        recipe.train.batch_size,
+        plan.epoch.steps_per_epoch,
+        plan.epoch.dropped
     );
+    if plan.epoch.oversized_row_groups > 0 {
+        say!(
+            "warning: {} row groups are larger than the shuffle budget of {} MB and are shuffled only within themselves; \
+             raise `order.window_mb`, or `ingest` the data into smaller row groups",
+            plan.epoch.oversized_row_groups,
+            recipe.order.window_mb
+        );
+    }
     for warning in loaded.warnings.iter().chain(warnings) {
-        eprintln!("warning: {warning}");
+        say!("warning: {warning}");
     }
 }

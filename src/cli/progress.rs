@@ -77,7 +77,7 @@ impl Observer for Lines {
         let done = metrics.step.saturating_sub(self.first_step).max(1) as f64;
         let left = self.end.saturating_sub(metrics.step) as f64;
         let eta = Duration::from_secs_f64(self.began.elapsed().as_secs_f64() / done * left);
-        eprintln!(
+        say!(
             "step {}/{}  {}  eta {}",
             metrics.step,
             self.end,
@@ -89,6 +89,6 @@ impl Observer for Lines {
     fn stepped(&mut self, _step: u64) {}
 
     fn saved(&mut self, step: u64, path: &Path) {
-        eprintln!("saved step {step} to `{}`", path.display());
+        say!("saved step {step} to `{}`", path.display());
     }
 }

@@ -52,15 +52,23 @@ pub fn decide(
         let checkpoint = newest_of(path)?;
         let state = CheckpointState::load(&checkpoint)?;
         let owner = owner(&checkpoint);
-        let run = out.map_or_else(|| owner.clone(), Path::to_owned);
+        let run = out.or(owner.as_deref()).unwrap_or(default_out).to_owned();
         check(&checkpoint, &state.identity, identity, recipe)?;
-        if same(&run, &owner) && newest(&owner)?.as_deref().is_some_and(|path| !same(path, &checkpoint)) {
-            return Err(CliError::NotNewest { path: checkpoint });
+        if owner.is_some_and(|owner| same(&run, &owner)) {
+            return match newest(&run)? {
+                Some(path) if !same(&path, &checkpoint) => Err(CliError::NotNewest { path: checkpoint }),
+                _ => Ok((run, Start::Checkpoint(checkpoint))),
+            };
         }
-        if !same(&run, &owner) && RunFolder::identity(&run)?.is_some() {
-            return Err(CliError::RunExists { run });
-        }
-        return Ok((run, Start::Checkpoint(checkpoint)));
+        // The same command again, after an interruption, continues the branch that it began.
+        return match (RunFolder::identity(&run)?, newest(&run)?) {
+            (None, _) => Ok((run, Start::Checkpoint(checkpoint))),
+            (Some(found), Some(newest)) if found.init == state.identity.init => {
+                check(&run, &found, identity, recipe)?;
+                Ok((run, Start::Checkpoint(newest)))
+            }
+            _ => Err(CliError::RunExists { run }),
+        };
     }
     let run = out.unwrap_or(default_out).to_owned();
     let Some(found) = RunFolder::identity(&run)? else {
@@ -120,10 +128,13 @@ fn newest(run: &Path) -> Result<Option<PathBuf>, CliError> {
     Ok(checkpoint::list(run)?.pop().map(|(_, path)| path))
 }
 
-/// The run folder that a checkpoint folder lies in.
-fn owner(checkpoint: &Path) -> PathBuf {
+/// The run folder that a checkpoint folder lies in, if it lies in one.
+fn owner(checkpoint: &Path) -> Option<PathBuf> {
     let absolute = std::fs::canonicalize(checkpoint).unwrap_or_else(|_| checkpoint.to_owned());
-    absolute.ancestors().nth(2).unwrap_or(&absolute).to_owned()
+    let checkpoints = absolute
+        .parent()
+        .filter(|parent| parent.file_name().is_some_and(|name| name == "checkpoints"))?;
+    checkpoints.parent().map(Path::to_owned)
 }
 
 fn same(a: &Path, b: &Path) -> bool {

@@ -62,20 +62,29 @@ pub fn run(args: &TrainArgs) -> Result<(), CliError> {
     let (schedule, warnings) = prepared.plan.schedule(&prepared.loaded.recipe)?;
     plan::print(&prepared.loaded, &prepared.images, &prepared.plan, &warnings);
     if args.dry_run {
+        RunFolder::check(&prepared.run)?;
+        if prepared.init.is_some() {
+            build(&prepared, schedule)?; // Whether the weights fit.
+        }
         return report_dry_run(&prepared);
     }
     let mut run = RunFolder::open(&prepared.run)?;
     let loop_plan = prepared.plan.training_loop(&prepared.loaded.recipe, args.max_steps);
     let (trainer, quarantine) = build(&prepared, schedule)?;
     run.cut_to(trainer.step())?;
-    match prepared.start {
+    match &prepared.start {
         Start::Checkpoint(_) if RunFolder::identity(run.path())?.is_some() => {
             run.write_recipe(&resolved_toml(&prepared.loaded))?;
         }
-        _ => run.begin(&prepared.identity, &resolved_toml(&prepared.loaded))?,
+        Start::Checkpoint(path) => {
+            // Another run's: it becomes this run's first, before there is a run that would begin at step 0 without it.
+            Checkpoint::load(path)?.save(run.path(), loop_plan.keep_checkpoints)?;
+            run.begin(&prepared.identity, &resolved_toml(&prepared.loaded))?;
+        }
+        Start::Fresh => run.begin(&prepared.identity, &resolved_toml(&prepared.loaded))?,
     }
     if trainer.step() >= loop_plan.total_steps {
-        eprintln!(
+        say!(
             "the run in `{}` is complete at step {}",
             prepared.run.display(),
             trainer.step()
@@ -123,7 +132,7 @@ fn build(
         let file = path.join("model.safetensors");
         let tensors = checkpoint::read_tensors(&file)?;
         model = weights::import(model, tensors).map_err(|source| LearnError::Weights { path: file, source })?;
-        eprintln!("weights from `{}`", path.display());
+        say!("weights from `{}`", path.display());
     }
     let trainer = Trainer::new(
         model,
@@ -140,7 +149,7 @@ fn build(
         Start::Fresh => Ok((trainer, QuarantineState::default())),
         Start::Checkpoint(path) => {
             let checkpoint = Checkpoint::load(path)?;
-            eprintln!("continuing at step {} from `{}`", checkpoint.state.step, path.display());
+            say!("continuing at step {} from `{}`", checkpoint.state.step, path.display());
             let quarantine = checkpoint.state.quarantine.clone();
             Ok((trainer.restore(checkpoint, path)?, quarantine))
         }
@@ -162,35 +171,34 @@ fn drive(
     let stop = stop_on_signals()?;
     let mut feed = Feed::start(
         Arc::clone(&prepared.images.train),
-        prepared.plan.feed(recipe),
+        plan::feed_plan(recipe),
         &recipe.feed.beside_cpu_trainer(),
         trainer.step(),
     )?;
     feed.restore_quarantine(quarantine);
+    feed.on_stall(|stall| {
+        say!(
+            "warning: waited {:.0} s for a batch; {:?} holds it up",
+            stall.consumer_waited_s,
+            stall.stage
+        );
+    });
+    let first_step = trainer.step();
     let mut observer = progress::observer(plan, trainer.step());
     let began = Instant::now();
     let outcome = trainer.run(&mut feed, run, &prepared.identity, plan, &stop, observer.as_mut())?;
+    // From here on a signal ends the process at once: everything is saved.
+    stop.store(true, Ordering::Relaxed);
     drop(observer);
-    let gauges = feed.gauges();
-    eprintln!(
-        "trained {} steps in {:.1} s; {} bad samples were replaced{}",
-        trainer.step() - first_step(prepared),
+    let bad = feed.quarantine_state().bad.len();
+    say!(
+        "trained {} steps in {:.1} s; {} bad samples so far were replaced{}",
+        trainer.step() - first_step,
         began.elapsed().as_secs_f64(),
-        gauges.rejects,
-        if gauges.rejects > 0 {
-            ", see quarantine.jsonl"
-        } else {
-            ""
-        }
+        bad,
+        if bad > 0 { ", see quarantine.jsonl" } else { "" }
     );
     Ok(outcome)
-}
-
-fn first_step(prepared: &Prepared) -> u64 {
-    match &prepared.start {
-        Start::Fresh => 0,
-        Start::Checkpoint(path) => checkpoint::CheckpointState::load(path).map_or(0, |state| state.step),
-    }
 }
 
 /// A flag that the first signal raises; the second one ends the process at once.
@@ -202,7 +210,6 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>, CliError> {
         }
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
-    stop.store(false, Ordering::Relaxed);
     Ok(stop)
 }
 
@@ -221,7 +228,7 @@ fn report(prepared: &Prepared, outcome: Outcome) -> Result<(), CliError> {
             // The run is complete and saved, whatever its evaluation says.
             match eval::knn_of_run(&prepared.run, &prepared.loaded.recipe, &prepared.images, None) {
                 Ok(knn) => write!(stdout, "{knn}")?,
-                Err(error) => eprintln!("warning: no k-NN at the end: {error}"),
+                Err(error) => say!("warning: no k-NN at the end: {error}"),
             }
         }
         Outcome::Complete => {}
@@ -231,7 +238,7 @@ fn report(prepared: &Prepared, outcome: Outcome) -> Result<(), CliError> {
 }
 
 fn report_dry_run(prepared: &Prepared) -> Result<(), CliError> {
-    let recipe: &Recipe = &prepared.loaded.recipe;
+    let (recipe, plan): (&Recipe, &Plan) = (&prepared.loaded.recipe, &prepared.plan);
     let encoder = recipe.encoder.cost(recipe.views.size as usize).parameters;
     let expander = recipe.expander.parameters(recipe.encoder.representation_dim());
     let memory = MemoryEstimate::new(
@@ -241,24 +248,24 @@ fn report_dry_run(prepared: &Prepared) -> Result<(), CliError> {
         recipe.views.size as usize,
     );
     let mb = |bytes: u64| bytes.div_ceil(1 << 20);
-    let plan = &prepared.plan;
     let mut stdout = std::io::stdout();
-    writeln!(stdout, "samples          {}", plan.samples)?;
+    writeln!(stdout, "samples          {}", plan.epoch.samples)?;
     writeln!(stdout, "batch            {}", recipe.train.batch_size)?;
     writeln!(
         stdout,
         "steps an epoch   {} ({} images dropped)",
-        plan.steps_per_epoch, plan.dropped
+        plan.epoch.steps_per_epoch, plan.epoch.dropped
     )?;
     writeln!(stdout, "steps            {}", plan.total_steps)?;
     writeln!(stdout, "parameters       {encoder} encoder + {expander} expander")?;
     writeln!(
         stdout,
-        "memory           about {} MB: activations {}, expander and loss {}, parameters and optimiser {}",
-        mb(memory.total()),
+        "memory           about {} MB: activations {}, expander and loss {}, parameters and optimiser {}, feed {}",
+        mb(memory.total() + plan.feed_bytes(recipe)),
         mb(memory.activations),
         mb(memory.expander),
-        mb(memory.parameters)
+        mb(memory.parameters),
+        mb(plan.feed_bytes(recipe))
     )?;
     match &prepared.start {
         Start::Fresh => writeln!(stdout, "start            at step 0 into `{}`", prepared.run.display())?,

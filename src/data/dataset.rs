@@ -94,7 +94,9 @@ impl Dataset {
 
     /// As [`Dataset::open`], the shards of one split only.
     pub fn open_split(root: &Path, columns: &Columns, split: Split) -> Result<Self, DataError> {
-        let names = split.select(folder::shards(root)?);
+        let all = folder::shards(root)?;
+        let names = split.select(all.clone());
+        let others: Vec<String> = all.into_iter().filter(|name| !names.contains(name)).collect();
         let mut shards = Vec::with_capacity(names.len());
         let mut opened = Vec::with_capacity(names.len());
         let mut hash = Xxh3::new();
@@ -124,7 +126,7 @@ impl Dataset {
             });
         }
         let label_names = common_label_names(&shards, &opened)?;
-        super::manifest::verify_folder(root, &shards)?;
+        super::manifest::verify_folder(root, &shards, &others)?;
         let pool = Arc::new(BufferPool::default());
         Ok(Self {
             root: root.to_path_buf(),

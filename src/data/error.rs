@@ -172,14 +172,16 @@ impl DataError {
             Self::NoImageColumn { columns, .. } => match columns.as_slice() {
                 [] => Vec::new(),
                 some => vec![format!(
-                    "name the column with `--image-column`, for example `{}`",
+                    "name the column with `--set data.image_column=NAME` (`--image-column NAME` in ingest), for example `{}`",
                     some[0]
                 )],
             },
-            Self::ColumnType { label: true, .. } => {
-                one("name an integer column with `--label-column`, or give an empty name to go without labels")
+            Self::ColumnType { label: true, .. } => one(
+                "name an integer column with `--set data.label_column=NAME` (`--label-column NAME` in ingest), or give an empty name to go without labels",
+            ),
+            Self::ColumnType { .. } => {
+                one("name another column with `--set data.image_column=NAME` (`--image-column NAME` in ingest)")
             }
-            Self::ColumnType { .. } => one("name another column with `--image-column`"),
             Self::LabelNames { .. } => one("keep data sets with different classes in different folders"),
             Self::Empty { .. } => one("ingest or download the data again"),
             Self::ReadRowGroup { .. } => one("the shard is damaged or has changed: write or download it again"),

@@ -13,6 +13,7 @@ mod list;
 mod shards;
 
 use super::codec::DecodeOptions;
+use super::dataset::Split;
 use super::error::DataError;
 use super::manifest::{Manifest, RejectRecord};
 use super::shard::{Labels, ShardRecord};
@@ -43,6 +44,8 @@ pub struct IngestOptions {
     pub image_column: String,
     /// Label column of Parquet sources. Default `label`.
     pub label_column: String,
+    /// Which shards of a Parquet source with several splits. Default train: held-out images stay held out.
+    pub split: Split,
     /// Limits that an image must hold.
     pub decode: DecodeOptions,
 }
@@ -57,6 +60,7 @@ impl Default for IngestOptions {
             verify: false,
             image_column: "image".to_owned(),
             label_column: "label".to_owned(),
+            split: Split::Train,
             decode: DecodeOptions::default(),
         }
     }

@@ -11,7 +11,7 @@ pub enum FeedError {
     #[error("the data set is empty")]
     Empty,
     /// A shuffled pass has full batches only, and there is not one.
-    #[error("the data set has {samples} samples, fewer than one batch of {batch}")]
+    #[error("the data set has {samples} images, fewer than one batch of {batch}")]
     SmallerThanBatch {
         /// Samples in the data set.
         samples: u64,

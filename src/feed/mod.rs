@@ -2,11 +2,13 @@
 //!
 //! In: a [`Dataset`] and a [`FeedPlan`]. Out: [`Batch`]es of u8 `[V, N, H, W, 3]`.
 //!
-//!     order    which sample comes when: a pure function                     permute, share (ranks)
-//!     reader   row groups ahead, into three window places                   one thread
-//!     worker   claim a position, decode once, write every view              one a core
-//!     ring     slots that fill up, and are handed out in batch order        slot (the only unsafe), cursor, board, sync
-//!     batch    what the trainer sees; dropping it gives the slot back       quarantine
+//! ```text
+//! order    which sample comes when: a pure function                     permute, share (ranks)
+//! reader   row groups ahead, into three window places                   one thread
+//! worker   claim a position, decode once, write every view              one a core
+//! ring     slots that fill up, and are handed out in batch order        slot (the only unsafe), cursor, board, sync
+//! batch    what the trainer sees; dropping it gives the slot back       quarantine
+//! ```
 //!
 //! Invariants: every byte is a function of (plan, data set, step), for any number of workers and slots; the path of a
 //! sample takes no lock; an idle thread sleeps; a dead one is an error at the consumer. Knows no burn type: memory

@@ -4,8 +4,10 @@
 //! substitutes. Row groups are permuted by a keyed bijection, cut into windows, and permuted inside the window by
 //! another one:
 //!
-//!     row groups   3 0 4 | 1 5 | 2 ...      cut where the next one would not fit
-//!     positions    0 ........ k ........ M  position -> window -> entry -> row group and row
+//! ```text
+//! row groups   3 0 4 | 1 5 | 2 ...      cut where the next one would not fit
+//! positions    0 ........ k ........ M  position -> window -> entry -> row group and row
+//! ```
 //!
 //! Invariant: nothing that was read, decoded or drawn before matters, so a resume is one number. Kept per epoch: prefix
 //! sums over row groups.

@@ -3,9 +3,11 @@
 //! In: tickets, one of each kind for every local position. Out: `Place` (one writer of one sample's bytes), `Taken`
 //! (the consumer's whole slot), `Pin` (a reader of a window). The only file of the feed with `unsafe`.
 //!
-//!     slot    u8 [V, N, H, W, 3]   view 0: sample 0 | 1 | .. N-1   view 1: sample 0 | 1 | ..   (N of this batch)
-//!     states  open(b) --N places finished--> ready --take--> taken(b) --free--> open(b + R)
-//!     window  empty --publish--> open(w), unfinished = claims in it --last pin dropped--> finished --retire--> empty
+//! ```text
+//! slot    u8 [V, N, H, W, 3]   view 0: sample 0 | 1 | .. N-1   view 1: sample 0 | 1 | ..   (N of this batch)
+//! states  open(b) --N places finished--> ready --take--> taken(b) --free--> open(b + R)
+//! window  empty --publish--> open(w), unfinished = claims in it --last pin dropped--> finished --retire--> empty
+//! ```
 //!
 //! Invariant: a byte of a slot has one writer, and no reader until `missing` is zero; a window is not touched by its
 //! owner until `unfinished` is zero. Both follow from a ticket's being unique, neither `Clone` nor `Copy`, and spent by

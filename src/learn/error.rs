@@ -27,6 +27,14 @@ pub enum LearnError {
         /// The folder.
         run: PathBuf,
     },
+    /// The folder given for a new run holds something else.
+    #[error("the folder `{}` is not empty (it holds `{found}`) and no run began there", run.display())]
+    NotARun {
+        /// The folder.
+        run: PathBuf,
+        /// One name in it.
+        found: String,
+    },
     /// A JSON file of a run or checkpoint does not parse.
     #[error("`{}` is damaged", path.display())]
     BrokenJson {
@@ -77,6 +85,16 @@ pub enum LearnError {
         /// The newest checkpoint from before, if there is one.
         last_good: Option<PathBuf>,
     },
+    /// An update made weights or optimiser state NaN or infinite.
+    #[error("`{name}` is not finite after step {step}; nothing was saved")]
+    WeightsNotFinite {
+        /// Steps done.
+        step: u64,
+        /// The first tensor that is not finite.
+        name: String,
+        /// The newest checkpoint from before, if there is one.
+        last_good: Option<PathBuf>,
+    },
     /// The feed stopped.
     #[error(transparent)]
     Feed(#[from] FeedError),
@@ -98,8 +116,9 @@ impl LearnError {
     pub fn hints(&self) -> Vec<String> {
         match self {
             Self::RunLocked { .. } => vec!["wait for it, or give another folder with `--out`".to_owned()],
+            Self::NotARun { .. } => vec!["give a new or empty folder with `--out`".to_owned()],
             Self::CheckpointFormat { .. } => vec!["use the version of the program that wrote it".to_owned()],
-            Self::NotFinite { last_good, .. } => {
+            Self::NotFinite { last_good, .. } | Self::WeightsNotFinite { last_good, .. } => {
                 let mut hints = vec!["lower `schedule.base_lr` or lengthen the warm-up".to_owned()];
                 if let Some(path) = last_good {
                     hints.push(format!(

@@ -24,17 +24,6 @@ pub struct TrainOptions {
     /// A line in `metrics.jsonl` every so many steps.
     #[schemars(extend("x-kind" = "operational"))]
     pub log_every: u64,
-    /// Where to train.
-    #[schemars(extend("x-kind" = "operational"))]
-    pub device: DeviceKind,
-}
-
-/// Where to train.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum DeviceKind {
-    /// burn's CPU backend `flex`.
-    Cpu,
 }
 
 impl Default for TrainOptions {
@@ -47,7 +36,6 @@ impl Default for TrainOptions {
             checkpoint_every: 500,
             keep_checkpoints: 3,
             log_every: 10,
-            device: DeviceKind::Cpu,
         }
     }
 }

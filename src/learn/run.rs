@@ -3,7 +3,7 @@
 //! `recipe.toml`, `run.json` (identity), `metrics.jsonl`, `quarantine.jsonl`, `encoder.safetensors`, `checkpoints/step-XXXXXXXX/`.
 //! Invariant: the two line files never hold a line of a later step than the checkpoint that the run continues from.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
@@ -77,14 +77,19 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Opens or makes the folder for writing and locks it against a second process.
+    /// Opens or makes the folder for writing and locks it against a second process. A folder with other things in it
+    /// and no run is refused: nothing of the user's is overwritten.
     pub fn open(path: &Path) -> Result<Self, LearnError> {
         let checkpoints = path.join("checkpoints");
+        Self::check(path)?;
         std::fs::create_dir_all(&checkpoints).map_err(|source| LearnError::io("create", &checkpoints, source))?;
         let lock = append(&path.join(".lock"))?;
-        if lock.try_lock().is_err() {
+        // A file system without locks cannot keep a second process out; it can still train.
+        if matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
             return Err(LearnError::RunLocked { run: path.to_owned() });
         }
+        store::remove_stale(path)?;
+        store::remove_stale(&checkpoints)?;
         let metrics = append(&path.join("metrics.jsonl"))?;
         let quarantine = append(&path.join("quarantine.jsonl"))?;
         Ok(Self {
@@ -93,6 +98,26 @@ impl RunFolder {
             quarantine,
             _lock: lock,
         })
+    }
+
+    /// Refuses a folder with files in it in which no run has begun (a run's folder has its lock).
+    pub fn check(path: &Path) -> Result<(), LearnError> {
+        if path.join(".lock").exists() || path.join("run.json").exists() {
+            return Ok(());
+        }
+        let Ok(entries) = std::fs::read_dir(path) else {
+            return Ok(());
+        };
+        match entries.flatten().next() {
+            Some(entry) => {
+                let found = entry.file_name().to_string_lossy().into_owned();
+                Err(LearnError::NotARun {
+                    run: path.to_owned(),
+                    found,
+                })
+            }
+            None => Ok(()),
+        }
     }
 
     /// Where it is.

@@ -89,8 +89,6 @@ pub enum Outcome {
     Stopped {
         /// Steps done.
         step: u64,
-        /// Where it continues from.
-        checkpoint: PathBuf,
     },
 }
 
@@ -213,15 +211,14 @@ impl<B: TrainAd> Trainer<B> {
                 observer.saved(self.step, &path);
                 saved = Some(path);
             }
-            if stopping && self.step < plan.total_steps {
-                let checkpoint = saved.expect("a stopping loop has just saved");
-                return Ok(Outcome::Stopped {
-                    step: self.step,
-                    checkpoint,
-                });
+            if stopping {
+                break;
             }
         }
-        Ok(Outcome::Complete)
+        Ok(match self.step {
+            step if step < plan.total_steps => Outcome::Stopped { step },
+            _ => Outcome::Complete,
+        })
     }
 
     /// Reads the pending steps' terms from the device, oldest first; the first that is not finite ends the run.
@@ -235,7 +232,7 @@ impl<B: TrainAd> Trainer<B> {
         for step in pending.drain(..) {
             let terms = HostTerms::read(step);
             if !terms.loss.is_finite() {
-                let last_good = saved.or_else(|| Some(super::checkpoint::list(run.path()).ok()?.pop()?.1));
+                let last_good = saved.or_else(|| last_checkpoint(run));
                 let HostTerms {
                     step,
                     invariance,
@@ -263,14 +260,25 @@ impl<B: TrainAd> Trainer<B> {
             model: weights::export(&self.model),
             optimizer: self.optimizer.state(),
         };
-        let path = checkpoint.save(run.path(), plan.keep_checkpoints)?;
-        let tensors = weights::export(&self.model.backbone);
+        // The loss was read before the last update: what that update made is looked at here.
+        let mut tensors = checkpoint.model.iter().chain(&checkpoint.optimizer);
+        if let Some(broken) = tensors.find(|tensor| tensor.values.iter().any(|value| !value.is_finite())) {
+            let (step, name, last_good) = (self.step, broken.name.clone(), last_checkpoint(run));
+            return Err(LearnError::WeightsNotFinite { step, name, last_good });
+        }
+        let encoder = weights::export(&self.model.backbone);
         // Each step updates the running statistics twice: view 1, then view 2.
-        let encoder = weights::to_safetensors(&tensors, &plan.encoder_metadata, Some(2 * self.step))
+        let encoder = weights::to_safetensors(&encoder, &plan.encoder_metadata, Some(2 * self.step))
             .expect("a module's parameters have names of their own");
+        // The encoder first: a checkpoint at the last step says that everything else is there.
         store::write_bytes(&run.path().join("encoder.safetensors"), &encoder)?;
-        Ok(path)
+        checkpoint.save(run.path(), plan.keep_checkpoints)
     }
+}
+
+/// The newest checkpoint of a run.
+fn last_checkpoint(run: &RunFolder) -> Option<PathBuf> {
+    Some(super::checkpoint::list(run.path()).ok()?.pop()?.1)
 }
 
 /// The next batch. Where the budget of bad samples is spent, those that spent it are written down first.

@@ -35,6 +35,20 @@ impl Labelled {
         if !train.has_labels() || test.is_some_and(|test| !test.has_labels()) {
             return Err(MeasureError::NoLabels { data: name.to_owned() });
         }
+        if let Some(test) = test {
+            if test.fingerprint() == train.fingerprint() {
+                return Err(MeasureError::SameImages { data: name.to_owned() });
+            }
+            // Labels are numbers: they mean the same only under the same names.
+            if let (Some(train), Some(test)) = (train.label_names(), test.label_names())
+                && train != test
+            {
+                return Err(MeasureError::ClassNames {
+                    train: train.to_vec(),
+                    test: test.to_vec(),
+                });
+            }
+        }
         Ok(Self {
             train: Arc::clone(train),
             test: test.map(Arc::clone),
@@ -114,13 +128,12 @@ impl Encoder {
         device: &B::Device,
     ) -> Result<ResNet<B>, MeasureError> {
         /// Statistics settle long before the whole data set is seen.
-        const BATCHES: usize = 32;
+        const BATCHES: u64 = 32;
         let mut seen = Vec::new();
-        let mut feed = self.open(&data.train)?;
-        while let Some(batch) = feed.next()? {
-            if batch.len() < 2 || seen.len() == BATCHES {
-                break;
-            }
+        // Shuffled: full batches, each a fair draw even where the shards are sorted by class.
+        let mut feed = self.open(&data.train, Passes::Shuffled { seed: 0 })?;
+        let batches = feed.shape().steps_per_epoch.clamp(1, BATCHES);
+        while let (true, Some(batch)) = ((seen.len() as u64) < batches, feed.next()?) {
             let mut stats = Vec::new();
             network.forward(self.view::<B>(&batch, device), &mut Mode::Train(&mut stats));
             seen.push(stats);
@@ -137,7 +150,7 @@ impl Encoder {
         let mut train = Features::default();
         let mut test = Features::default();
         let mut add = |dataset: &Arc<Dataset>, is_test: &dyn Fn(SampleKey) -> bool| -> Result<(), MeasureError> {
-            let mut feed = self.open(dataset)?;
+            let mut feed = self.open(dataset, Passes::Sequential)?;
             while let Some(batch) = feed.next()? {
                 let values = encode(&batch);
                 let length = values.len() / batch.len();
@@ -148,6 +161,7 @@ impl Encoder {
                         } else {
                             &mut train
                         };
+                        reserve(half, length, dataset.len())?;
                         half.n += 1;
                         half.d = length;
                         half.values.extend_from_slice(row);
@@ -169,9 +183,9 @@ impl Encoder {
         input::images(batch.view(0), side, side, self.input, device)
     }
 
-    fn open(&self, dataset: &Arc<Dataset>) -> Result<Feed, MeasureError> {
+    fn open(&self, dataset: &Arc<Dataset>, passes: Passes) -> Result<Feed, MeasureError> {
         let plan = FeedPlan {
-            passes: Passes::Sequential,
+            passes,
             seed: 0,
             batch_size: self.batch_size.min(dataset.len().try_into().unwrap_or(u32::MAX)),
             rank: 0,
@@ -182,4 +196,16 @@ impl Encoder {
         };
         Ok(Feed::start(Arc::clone(dataset), plan, &self.feed, 0)?)
     }
+}
+
+/// Room for all of a data set's features at once: too many for the memory is an error, not an abort.
+fn reserve(half: &mut Features, length: usize, images: u64) -> Result<(), MeasureError> {
+    if half.n > 0 {
+        return Ok(());
+    }
+    let values = images.saturating_mul(length as u64);
+    let room = usize::try_from(values)
+        .ok()
+        .and_then(|values| half.values.try_reserve_exact(values).ok());
+    room.ok_or(MeasureError::Memory { images, length })
 }

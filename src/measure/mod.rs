@@ -17,6 +17,28 @@ pub enum MeasureError {
         /// How the user calls it.
         data: String,
     },
+    /// Training and test images are the same.
+    #[error("the images that vote and those that are classified are the same (`{data}`)")]
+    SameImages {
+        /// How the user calls them.
+        data: String,
+    },
+    /// Labels that mean different classes.
+    #[error("the classes of the training images ({}) are not those of the test images ({})", train.join(", "), test.join(", "))]
+    ClassNames {
+        /// Names in the training data.
+        train: Vec<String>,
+        /// Names in the test data.
+        test: Vec<String>,
+    },
+    /// The features do not fit into the memory.
+    #[error("{images} images of {length} values do not fit into the memory")]
+    Memory {
+        /// Images.
+        images: u64,
+        /// Values an image.
+        length: usize,
+    },
     /// The images could not be read.
     #[error(transparent)]
     Feed(#[from] FeedError),
@@ -33,6 +55,9 @@ impl MeasureError {
                 "name labelled folders with `--train DIR --test DIR`, or the column with `data.label_column`"
                     .to_owned(),
             ],
+            Self::SameImages { .. } => vec!["give different folders with `--train` and `--test`".to_owned()],
+            Self::ClassNames { .. } => vec!["ingest both with the same class folders".to_owned()],
+            Self::Memory { .. } => vec!["name smaller folders with `--train DIR --test DIR`".to_owned()],
             Self::Feed(error) => error.hints(),
             Self::Probe(_) => Vec::new(),
         }

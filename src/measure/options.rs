@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::probe;
 use crate::feed::view::{Interpolation, View, ViewsOptions};
 
 /// `[eval]`: how representations are judged.
@@ -31,8 +32,8 @@ impl Default for EvalOptions {
     fn default() -> Self {
         Self {
             resize: None,
-            k: 20,
-            temperature: 0.07,
+            k: probe::K as u32,
+            temperature: probe::TEMPERATURE,
             knn_at_end: true,
             batch_size: 128,
         }
@@ -43,8 +44,8 @@ impl EvalOptions {
     /// What is out of range, one sentence each.
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        if self.k == 0 || self.batch_size == 0 || self.resize == Some(0) {
-            problems.push("eval.k, eval.batch_size and eval.resize must be at least 1".to_owned());
+        if self.k == 0 || self.resize == Some(0) || self.batch_size < 2 {
+            problems.push("eval.k and eval.resize must be at least 1, eval.batch_size at least 2".to_owned());
         }
         if !(self.temperature > 0.0 && self.temperature.is_finite()) {
             problems.push(format!("eval.temperature = {}: it must be positive", self.temperature));

@@ -48,7 +48,9 @@ fn walk(root: &Value, node: &Value, value: &toml::Value, path: &str, plain: &str
             for (key, inner) in table {
                 let (full, full_plain) = (join(path, key), join(plain, key));
                 let Some(next) = known.get(key) else {
-                    let nearest = nearest(known.keys().map(String::as_str), key).map(|near| join(plain, near));
+                    let nearest = nearest(known.keys().map(String::as_str), key)
+                        .map(|near| join(plain, near))
+                        .or_else(|| elsewhere(root, key));
                     return Err(RecipeError::UnknownKey { key: full, nearest });
                 };
                 walk(root, next, inner, &full, &full_plain)?;
@@ -74,6 +76,20 @@ fn join(path: &str, key: &str) -> String {
     }
 }
 
+/// The dotted key of another table that ends in exactly this name.
+fn elsewhere(root: &Value, key: &str) -> Option<String> {
+    let tables = root.get("properties")?.as_object()?;
+    let has = |table: &Value| {
+        resolve(root, table)
+            .get("properties")
+            .is_some_and(|keys| keys.get(key).is_some())
+    };
+    tables
+        .iter()
+        .find(|(_, table)| has(table))
+        .map(|(name, _)| join(name, key))
+}
+
 /// The known name nearest to `key`, if it is near enough to be what was meant.
 fn nearest<'a>(known: impl Iterator<Item = &'a str>, key: &str) -> Option<&'a str> {
     known
@@ -81,6 +97,17 @@ fn nearest<'a>(known: impl Iterator<Item = &'a str>, key: &str) -> Option<&'a st
         .filter(|(similarity, _)| *similarity > 0.7)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, name)| name)
+}
+
+/// Puts other data in place of the recipe's; its held-out data go with them.
+pub(super) fn replace_data(table: &mut toml::Table, path: &str) {
+    let data = table
+        .entry("data")
+        .or_insert_with(|| toml::Value::Table(toml::Table::new()));
+    if let toml::Value::Table(data) = data {
+        data.insert("path".to_owned(), path.into());
+        data.remove("test");
+    }
 }
 
 /// Applies one `key=value`. The value is read as TOML, and as a plain string where that fails.

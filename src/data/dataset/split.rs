@@ -3,8 +3,11 @@
 //! A folder with several splits gives the training its `train` shards and the evaluation its held-out ones; a folder
 //! whose names say nothing is one split.
 
+use serde::{Deserialize, Serialize};
+
 /// Which shards of a folder are wanted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Split {
     /// All of them.
     #[default]

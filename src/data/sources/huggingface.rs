@@ -27,7 +27,7 @@ impl HuggingFace {
             image: options.image_column.clone(),
             label: options.label_column.clone(),
         };
-        let data = Dataset::open(root, &columns)?;
+        let data = Dataset::open_split(root, &columns, options.split)?;
         let labels = match (data.has_labels(), data.label_names()) {
             (true, Some(names)) => Labels::Classes(names.to_vec()),
             (true, None) => Labels::Integers,
