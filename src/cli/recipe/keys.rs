@@ -48,9 +48,9 @@ fn walk(root: &Value, node: &Value, value: &toml::Value, path: &str, plain: &str
             for (key, inner) in table {
                 let (full, full_plain) = (join(path, key), join(plain, key));
                 let Some(next) = known.get(key) else {
-                    let nearest = nearest(known.keys().map(String::as_str), key)
-                        .map(|near| join(plain, near))
-                        .or_else(|| elsewhere(root, key));
+                    // The right name in the wrong table is a surer guess than a similar name in this one.
+                    let nearest = elsewhere(root, key)
+                        .or_else(|| nearest(known.keys().map(String::as_str), key).map(|near| join(plain, near)));
                     return Err(RecipeError::UnknownKey { key: full, nearest });
                 };
                 walk(root, next, inner, &full, &full_plain)?;
@@ -76,7 +76,7 @@ fn join(path: &str, key: &str) -> String {
     }
 }
 
-/// The dotted key of another table that ends in exactly this name.
+/// The dotted keys of all tables that have exactly this name.
 fn elsewhere(root: &Value, key: &str) -> Option<String> {
     let tables = root.get("properties")?.as_object()?;
     let has = |table: &Value| {
@@ -84,10 +84,16 @@ fn elsewhere(root: &Value, key: &str) -> Option<String> {
             .get("properties")
             .is_some_and(|keys| keys.get(key).is_some())
     };
-    tables
+    let found: Vec<String> = tables
         .iter()
-        .find(|(_, table)| has(table))
+        .filter(|(_, table)| has(table))
         .map(|(name, _)| join(name, key))
+        .collect();
+    if found.is_empty() {
+        None
+    } else {
+        Some(found.join("` or `"))
+    }
 }
 
 /// The known name nearest to `key`, if it is near enough to be what was meant.

@@ -241,7 +241,12 @@ mod tests {
                 "views.view.flip",
             ),
             ("", Some("trian.seed=1"), "trian", "train"),
-            ("", Some("batch_size=1"), "batch_size", "eval.batch_size"),
+            (
+                "",
+                Some("batch_size=1"),
+                "batch_size",
+                "eval.batch_size` or `train.batch_size",
+            ),
             (
                 "[optimizer]\nbase_lr = 1.0",
                 None,
