@@ -127,6 +127,10 @@ fn an_output_that_cannot_be_written() {
     std::fs::write(world.path("file"), "").unwrap();
     let error = world.refused(&["train", "tiny.toml", "--out", "file/run"]);
     assert!(error.contains("file/run"), "{error}");
+    let error = world.refused(&["ingest", "synthetic:shapes?train=192&test=64", "--out", "file/set"]);
+    assert!(error.contains("file/set"), "{error}");
+    let error = world.refused(&["inspect", "views", "tiny.toml", "--out", "file/sheet.png"]);
+    assert!(error.contains("file"), "{error}");
 }
 
 #[test]
@@ -154,4 +158,7 @@ fn an_evaluation_without_a_run_or_without_labels() {
     ]);
     let error = world.refused(&["eval", "knn", "run"]);
     assert!(error.contains("has no labels") && error.contains("hint:"), "{error}");
+    world.ok(&["ingest", "synthetic:shapes?train=192&test=64", "--out", "labelled"]);
+    let error = world.refused(&["eval", "knn", "run", "--train", "labelled", "--test", "labelled"]);
+    assert!(error.contains("are the same") && error.contains("hint:"), "{error}");
 }
