@@ -67,7 +67,7 @@ impl<B: AutodiffBackend> Optimizer<B> {
         })
     }
 
-    /// The update of one parameter, flat. `rows`: its first dimension when it has several, else `None`.
+    /// The update of one parameter of shape `shape`; `p` and `g` are flat.
     fn update(
         &mut self,
         lr: f64,
