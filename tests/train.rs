@@ -67,6 +67,23 @@ fn a_run_leaves_all_that_was_promised() {
     }
     assert!(header.tensors().contains_key("layer1.0.bn2.num_batches_tracked"));
 
+    // The same images as folders of their own, in a shuffled order, the held-out ones by their shard.
+    world.ok(&["ingest", "synthetic:shapes?train=192&test=64", "--out", "votes"]);
+    world.ok(&[
+        "ingest",
+        "synthetic:shapes?train=192&test=64&split=test",
+        "--out",
+        "held",
+    ]);
+    let shard = "held/train-00000-of-00001.parquet";
+    let knn = |extra: &[&str]| -> serde_json::Value {
+        serde_json::from_str(&world.ok(&[&["eval", "knn", "run", "--k", "5", "--json"][..], extra].concat())).unwrap()
+    };
+    let (own, given) = (knn(&[]), knn(&["--train", "votes", "--test", shard]));
+    for key in ["k", "train_images", "test_images", "trained", "raw_pixels"] {
+        assert_eq!(own[key], given[key], "{key}: {own} {given}");
+    }
+
     let again = world.command(&["train", "tiny.toml", "--out", "run"]).output().unwrap();
     assert!(
         again.status.success() && text(&again).contains("complete at step 24"),

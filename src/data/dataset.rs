@@ -92,11 +92,20 @@ impl Dataset {
         Self::open_split(root, columns, Split::All)
     }
 
-    /// As [`Dataset::open`], the shards of one split only.
+    /// As [`Dataset::open`], the shards of one split only. `root` may also be a single `*.parquet` file.
     pub fn open_split(root: &Path, columns: &Columns, split: Split) -> Result<Self, DataError> {
+        if let Some((folder, name)) = folder::single_shard(root) {
+            return Self::open_shards(folder, vec![name], columns);
+        }
         let all = folder::shards(root)?;
         let names = split.select(all.clone());
         let others: Vec<String> = all.into_iter().filter(|name| !names.contains(name)).collect();
+        let data = Self::open_shards(root, names, columns)?;
+        super::manifest::verify_folder(root, &data.shards, &others)?;
+        Ok(data)
+    }
+
+    fn open_shards(root: &Path, names: Vec<String>, columns: &Columns) -> Result<Self, DataError> {
         let mut shards = Vec::with_capacity(names.len());
         let mut opened = Vec::with_capacity(names.len());
         let mut hash = Xxh3::new();
@@ -126,7 +135,6 @@ impl Dataset {
             });
         }
         let label_names = common_label_names(&shards, &opened)?;
-        super::manifest::verify_folder(root, &shards, &others)?;
         let pool = Arc::new(BufferPool::default());
         Ok(Self {
             root: root.to_path_buf(),

@@ -9,11 +9,11 @@ use super::Columns;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataOptions {
-    /// Folder of Parquet shards in the Hugging Face image layout, or `synthetic:shapes` (made once into a cache
+    /// Folder of Parquet shards (or one shard) in the Hugging Face image layout, or `synthetic:shapes` (made once into a cache
     /// folder). `--data` overrides it. Free to move: a run is tied to its data by their fingerprint.
     #[schemars(extend("x-kind" = "operational"))]
     pub path: String,
-    /// Folder with held-out images for evaluation. Without it: the shards of `path` named `test` or `validation` (as Hugging
+    /// Folder (or shard) with held-out images for evaluation. Without it: the shards of `path` named `test` or `validation` (as Hugging
     /// Face names splits; training leaves them out), else one image in five, by a hash of the sample key.
     #[schemars(extend("x-kind" = "operational"))]
     pub test: Option<String>,

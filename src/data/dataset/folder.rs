@@ -32,6 +32,12 @@ pub fn shards(root: &Path) -> Result<Vec<String>, DataError> {
     Ok(found.shards)
 }
 
+/// A path that is one shard itself: its folder and its name.
+pub fn single_shard(path: &Path) -> Option<(&Path, String)> {
+    let name = path.file_name()?.to_str()?;
+    (name.ends_with(".parquet") && path.is_file()).then(|| (path.parent().unwrap_or(path), name.to_owned()))
+}
+
 #[derive(Default)]
 struct Found {
     shards: Vec<String>,

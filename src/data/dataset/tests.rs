@@ -264,6 +264,10 @@ fn bad_folders_are_named() {
     assert!(matches!(error_of(open(root)), DataError::Empty { shards: 1, .. }));
     write(&root.join("a.parquet"), vec![("image", binary(2))], None);
     assert!(open(root).is_ok());
+    // One shard by its own path, whatever lies beside it.
+    write(&root.join("b.parquet"), vec![("image", binary(3))], None);
+    let single = open(&root.join("b.parquet")).unwrap();
+    assert_eq!((single.len(), single.shards()[0].name.as_str()), (3, "b.parquet"));
     std::fs::create_dir(root.join(".ingest")).unwrap();
     assert!(matches!(error_of(open(root)), DataError::Unfinished { .. }));
 }
