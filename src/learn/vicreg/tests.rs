@@ -92,7 +92,7 @@ fn value_and_gradient_are_pytorchs() {
     }
 }
 
-/// DESIGN section 7: with Zc centred, dL/dZ = 2 lambda (Z - Z') / (N D)
+/// The closed form: with Zc centred, dL/dZ = 2 lambda (Z - Z') / (N D)
 /// - mu' Zc / (D (N-1) std) where std < gamma + nu 4/D (G Zc / (N-1)^2 - Var Zc / (N-1)), G = Zc Zc^T. In f64.
 fn closed_form(z: &[f64], other: &[f64], n: usize, d: usize, options: &LossOptions) -> Vec<f64> {
     let (nf, df) = (n as f64, d as f64);
