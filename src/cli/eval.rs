@@ -15,8 +15,9 @@ use crate::learn::checkpoint::read_tensors;
 use crate::learn::input::Normalize;
 use crate::learn::resnet::ResNet;
 use crate::learn::{LearnError, weights};
+use crate::measure::MeasureError;
 use crate::measure::features::{Encoder, Labelled};
-use crate::measure::probe::knn_accuracy;
+use crate::measure::probe::{Features, knn_accuracy};
 
 #[derive(Debug, Subcommand)]
 pub enum EvalCommand {
@@ -128,15 +129,15 @@ pub fn knn_of_run(run: &Path, recipe: &Recipe, images: &Images, k: Option<u32>) 
     let data = Labelled::new(&images.train, images.test.as_ref(), &images.name)?;
     let untrained = encoder.calibrate(fresh, &data, &device)?;
     let k = k.unwrap_or(recipe.eval.k);
-    let accuracy = |features: (crate::measure::probe::Features, crate::measure::probe::Features)| {
-        knn_accuracy(&features.0, &features.1, k as usize, recipe.eval.temperature)
+    let accuracy = |(train, test): (Features, Features)| {
+        knn_accuracy(&train, &test, k as usize, recipe.eval.temperature).map_err(MeasureError::from)
     };
     let pixels = encoder.pixels(&data)?;
     let (train_images, test_images) = (pixels.0.labels.len(), pixels.1.labels.len());
     Ok(Knn {
-        trained: accuracy(encoder.encode(&trained, &data, &device)?).map_err(crate::measure::MeasureError::from)?,
-        untrained: accuracy(encoder.encode(&untrained, &data, &device)?).map_err(crate::measure::MeasureError::from)?,
-        raw_pixels: accuracy(pixels).map_err(crate::measure::MeasureError::from)?,
+        trained: accuracy(encoder.encode(&trained, &data, &device)?)?,
+        untrained: accuracy(encoder.encode(&untrained, &data, &device)?)?,
+        raw_pixels: accuracy(pixels)?,
         k,
         train_images,
         test_images,

@@ -38,14 +38,12 @@ impl Images {
         }
         let columns = options.columns();
         let open = |path: &Path, split| Dataset::open_split(path, &columns, split).map(Arc::new);
-        let (root, train) = (&train, open(&train, Split::Train)?);
         let test = match &test {
             Some(path) => Some(open(path, Split::HeldOut)?),
-            // The same folder's held-out shards, where its names tell them apart.
-            None => Some(open(root, Split::HeldOut)?).filter(|test| test.fingerprint() != train.fingerprint()),
+            None => Dataset::open_held_out(&train, &columns)?.map(Arc::new),
         };
         Ok(Self {
-            train,
+            train: open(&train, Split::Train)?,
             test,
             name: options.path.clone(),
         })

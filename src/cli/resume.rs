@@ -7,7 +7,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::CliError;
 use super::recipe::{Recipe, identity_changes};
 use crate::learn::LearnError;
-use crate::learn::checkpoint::{self, CheckpointState};
+use crate::learn::checkpoint::{CheckpointState, newest};
 use crate::learn::run::{Identity, RunFolder};
 
 /// `--resume`.
@@ -122,10 +122,6 @@ pub fn newest_of(path: &Path) -> Result<PathBuf, CliError> {
         what: "checkpoint",
         path: path.to_owned(),
     })
-}
-
-fn newest(run: &Path) -> Result<Option<PathBuf>, CliError> {
-    Ok(checkpoint::list(run)?.pop().map(|(_, path)| path))
 }
 
 /// The run folder that a checkpoint folder lies in, if it lies in one.

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use burn::tensor::backend::Backend as _;
 use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 
@@ -126,7 +125,6 @@ fn build(
 ) -> Result<(Trainer<CpuAd>, QuarantineState), CliError> {
     let recipe = &prepared.loaded.recipe;
     let device = Default::default();
-    CpuAd::seed(&device, recipe.train.seed);
     let mut model = VicReg::<CpuAd>::new(&recipe.encoder, &recipe.expander, recipe.train.seed, &device);
     if let (Start::Fresh, Some(path)) = (&prepared.start, &prepared.init) {
         let file = path.join("model.safetensors");

@@ -105,6 +105,18 @@ impl Dataset {
         Ok(data)
     }
 
+    /// The held-out shards of a folder whose names tell them apart from those to train on; `None` where they do not.
+    pub fn open_held_out(root: &Path, columns: &Columns) -> Result<Option<Self>, DataError> {
+        if folder::single_shard(root).is_some() {
+            return Ok(None);
+        }
+        let all = folder::shards(root)?;
+        if Split::HeldOut.select(all.clone()) == Split::Train.select(all) {
+            return Ok(None);
+        }
+        Self::open_split(root, columns, Split::HeldOut).map(Some)
+    }
+
     fn open_shards(root: &Path, names: Vec<String>, columns: &Columns) -> Result<Self, DataError> {
         let mut shards = Vec::with_capacity(names.len());
         let mut opened = Vec::with_capacity(names.len());

@@ -138,3 +138,8 @@ pub fn list(run: &Path) -> Result<Vec<(u64, PathBuf)>, LearnError> {
     found.sort();
     Ok(found)
 }
+
+/// The newest complete checkpoint of a run folder.
+pub fn newest(run: &Path) -> Result<Option<PathBuf>, LearnError> {
+    Ok(list(run)?.pop().map(|(_, path)| path))
+}

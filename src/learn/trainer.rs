@@ -12,7 +12,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
 
-use super::checkpoint::{Checkpoint, CheckpointState};
+use super::checkpoint::{self, Checkpoint, CheckpointState};
 use super::error::LearnError;
 use super::input::{self, Normalize};
 use super::model::VicReg;
@@ -22,7 +22,7 @@ use super::optim::Optimizer;
 use super::run::{Identity, Metrics, RunFolder};
 use super::schedule::Schedule;
 use super::vicreg::{LossOptions, LossTerms, vicreg_loss};
-use super::weights;
+use super::weights::{self, NamedTensor};
 use crate::data::store;
 use crate::feed::{Batch, Feed, FeedError};
 
@@ -232,7 +232,7 @@ impl<B: TrainAd> Trainer<B> {
         for step in pending.drain(..) {
             let terms = HostTerms::read(step);
             if !terms.loss.is_finite() {
-                let last_good = saved.or_else(|| last_checkpoint(run));
+                let last_good = saved.or_else(|| checkpoint::newest(run.path()).ok()?);
                 let HostTerms {
                     step,
                     invariance,
@@ -263,10 +263,15 @@ impl<B: TrainAd> Trainer<B> {
         // The loss was read before the last update: what that update made is looked at here.
         let mut tensors = checkpoint.model.iter().chain(&checkpoint.optimizer);
         if let Some(broken) = tensors.find(|tensor| tensor.values.iter().any(|value| !value.is_finite())) {
-            let (step, name, last_good) = (self.step, broken.name.clone(), last_checkpoint(run));
+            let (step, name, last_good) = (self.step, broken.name.clone(), checkpoint::newest(run.path())?);
             return Err(LearnError::WeightsNotFinite { step, name, last_good });
         }
-        let encoder = weights::export(&self.model.backbone);
+        // What was exported for the checkpoint, under torchvision's names.
+        let backbone = checkpoint.model.iter().filter_map(|tensor| {
+            let name = tensor.name.strip_prefix("backbone.")?.to_owned();
+            Some(NamedTensor { name, ..tensor.clone() })
+        });
+        let encoder: Vec<NamedTensor> = backbone.collect();
         // Each step updates the running statistics twice: view 1, then view 2.
         let encoder = weights::to_safetensors(&encoder, &plan.encoder_metadata, Some(2 * self.step))
             .expect("a module's parameters have names of their own");
@@ -274,11 +279,6 @@ impl<B: TrainAd> Trainer<B> {
         store::write_bytes(&run.path().join("encoder.safetensors"), &encoder)?;
         checkpoint.save(run.path(), plan.keep_checkpoints)
     }
-}
-
-/// The newest checkpoint of a run.
-fn last_checkpoint(run: &RunFolder) -> Option<PathBuf> {
-    Some(super::checkpoint::list(run.path()).ok()?.pop()?.1)
 }
 
 /// The next batch. Where the budget of bad samples is spent, those that spent it are written down first.
