@@ -3,7 +3,8 @@
 //! In: relaxed counters, one cache line a thread. Out: [`GaugesSnapshot`].
 //! Invariant: only read by people and tests of liveness; no decision of the feed depends on a clock.
 
-use super::sync::{AtomicU8, AtomicU64, Ordering};
+use super::laps::{Part, PartTimes};
+use super::sync::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use crossbeam::utils::CachePadded;
 use serde::Serialize;
 use std::sync::Arc;
@@ -44,12 +45,16 @@ pub(crate) struct Gauge {
     doing: AtomicU8,
     /// When the current stretch began, nanoseconds since the start of the feed.
     since: AtomicU64,
+    /// Nanoseconds of a worker by part of its work, while that is measured.
+    parts: [AtomicU64; Part::COUNT],
 }
 
 /// All clocks and counters of a feed.
 #[derive(Debug)]
 pub(crate) struct Gauges {
     start: Instant,
+    /// Measure the parts of the workers' work.
+    pub profile: AtomicBool,
     pub reader: CachePadded<Gauge>,
     pub workers: Box<[CachePadded<Gauge>]>,
     pub consumer: CachePadded<Gauge>,
@@ -69,6 +74,14 @@ impl Gauge {
             spent: Default::default(),
             doing: AtomicU8::new(doing as u8),
             since: AtomicU64::new(0),
+            parts: Default::default(),
+        }
+    }
+
+    /// Enters a sample's laps.
+    pub fn add(&self, laps: &[u64; Part::COUNT]) {
+        for (sum, nanos) in self.parts.iter().zip(laps) {
+            sum.fetch_add(*nanos, Ordering::Relaxed);
         }
     }
 
@@ -86,6 +99,7 @@ impl Gauges {
     pub fn new(workers: usize) -> Self {
         Self {
             start: Instant::now(),
+            profile: AtomicBool::new(false),
             reader: CachePadded::new(Gauge::new(Doing::Busy)),
             workers: (0..workers)
                 .map(|_| CachePadded::new(Gauge::new(Doing::WaitingForInput)))
@@ -129,8 +143,17 @@ impl Gauges {
             reader: self.stage([&*self.reader]),
             workers: self.stage(self.workers.iter().map(|gauge| &**gauge)),
             consumer: self.stage([&*self.consumer]),
+            parts: self.parts(),
             stalled: self.stall(STALL),
         }
+    }
+
+    fn parts(&self) -> PartTimes {
+        let sum = |part: usize| -> u64 {
+            let workers = self.workers.iter();
+            workers.map(|gauge| gauge.parts[part].load(Ordering::Relaxed)).sum()
+        };
+        std::array::from_fn(|part| seconds(sum(part))).into()
     }
 
     fn stage<'a>(&self, gauges: impl IntoIterator<Item = &'a Gauge>) -> StageTime {
@@ -207,6 +230,8 @@ pub struct GaugesSnapshot {
     pub workers: StageTime,
     /// The consumer, inside `next`: waiting for input is the time that the trainer lost; busy is everything else.
     pub consumer: StageTime,
+    /// Of the workers' busy time, by part of the work.
+    pub parts: PartTimes,
     /// What holds everything up, once the consumer has waited for a minute.
     pub stalled: Option<Stall>,
 }

@@ -22,13 +22,16 @@ pub mod crop;
 mod cursor;
 mod error;
 pub mod gauges;
+pub mod laps;
 pub mod options;
 pub mod order;
 pub mod permute;
+pub mod planes;
 pub mod quarantine;
 mod reader;
 mod ring;
 mod share;
+pub mod simd;
 pub mod slot;
 mod sync;
 pub mod view;
@@ -345,6 +348,11 @@ impl Feed {
     /// Where the time of each stage went.
     pub fn gauges(&self) -> GaugesSnapshot {
         self.gauges.snapshot()
+    }
+
+    /// From now on, or no longer, measures the parts of the workers' work: [`GaugesSnapshot::parts`].
+    pub fn profile(&self, on: bool) {
+        self.gauges.profile.store(on, Ordering::Relaxed);
     }
 
     /// The gauges for another thread, such as a progress line's.

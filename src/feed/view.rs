@@ -10,11 +10,13 @@ mod params;
 mod tests;
 
 pub use check::ViewsError;
-pub use params::{Jitter, Part, ViewParams};
+pub use params::{Jitter, JitterPart, ViewParams};
 
 use super::blur::{self, BlurScratch};
-use super::color;
 use super::crop::Resampler;
+use super::laps::{Laps, Part};
+use super::simd::Lanes;
+use super::{color, planes};
 use crate::data::{Rgb8, rng::Philox};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -126,6 +128,12 @@ pub enum View {
 pub struct Scratch {
     resampler: Resampler,
     blur: BlurScratch,
+    /// The crop, interleaved as the resize makes it.
+    crop: Vec<u8>,
+    /// The view on its way through the passes.
+    planes: Vec<u8>,
+    lanes: Lanes,
+    pub(super) laps: Laps,
 }
 
 impl View {
@@ -152,6 +160,7 @@ impl View {
             } => {
                 check_buffers(image, *size, out);
                 scratch.resampler.center(image, *resize, *size, *interpolation, out);
+                scratch.laps.lap(Part::Crop);
             }
         }
     }
@@ -171,28 +180,66 @@ impl ViewOptions {
     /// Panics as [`View::render`] does.
     pub fn apply(&self, image: &Rgb8, params: &ViewParams, size: u32, scratch: &mut Scratch, out: &mut [u8]) {
         check_buffers(image, size, out);
-        scratch
-            .resampler
-            .crop(image, params.crop, self.interpolation, size, size, out);
-        let side = size as usize;
-        for op in &self.order {
-            match (op, params) {
-                (Op::Flip, ViewParams { flip: true, .. }) => color::flip(out, side),
-                (
-                    Op::Jitter,
-                    ViewParams {
-                        jitter: Some(jitter), ..
-                    },
-                ) => jitter.apply(out),
-                (Op::Grey, ViewParams { grey: true, .. }) => color::grey(out),
-                (Op::Blur, ViewParams { blur: Some(sigma), .. }) => {
-                    blur::gaussian(out, side, side, *sigma, &mut scratch.blur);
-                }
-                (Op::Solarize, ViewParams { solarize: true, .. }) => color::solarize(out, self.solarize_threshold),
-                _ => {}
-            }
+        let Scratch {
+            resampler,
+            blur,
+            crop,
+            planes,
+            lanes,
+            laps,
+        } = scratch;
+        let steps = self.steps(params);
+        if steps.clone().next().is_none() {
+            resampler.crop(image, params.crop, self.interpolation, size, size, out);
+            return laps.lap(Part::Crop);
         }
+        crop.resize(out.len(), 0);
+        planes.resize(out.len(), 0);
+        resampler.crop(image, params.crop, self.interpolation, size, size, crop);
+        laps.lap(Part::Crop);
+        let (lanes, side) = (*lanes, size as usize);
+        // A flip commutes with every other operation to the bit (their filters are symmetric), so it costs nothing here.
+        let flip = steps.clone().any(|step| matches!(step, Step::Flip));
+        planes::gather(lanes, crop, side, flip, planes);
+        laps.lap(Part::Planes);
+        for step in steps {
+            let part = match step {
+                Step::Flip => Part::Planes,
+                Step::Blur(_) => Part::Blur,
+                _ => Part::Color,
+            };
+            match step {
+                Step::Flip => {}
+                Step::Jitter(jitter) => jitter.apply(lanes, planes),
+                Step::Grey => color::grey(lanes, planes),
+                Step::Blur(sigma) => blur::gaussian(lanes, planes, side, side, sigma, blur),
+                Step::Solarize => color::solarize(lanes, planes, self.solarize_threshold),
+            }
+            laps.lap(part);
+        }
+        planes::scatter(lanes, planes, out);
+        laps.lap(Part::Planes);
     }
+
+    /// The operations that were drawn, in their order.
+    fn steps<'a>(&'a self, params: &'a ViewParams) -> impl Iterator<Item = Step<'a>> + Clone {
+        self.order.iter().filter_map(|op| match op {
+            Op::Flip => params.flip.then_some(Step::Flip),
+            Op::Jitter => params.jitter.as_ref().map(Step::Jitter),
+            Op::Grey => params.grey.then_some(Step::Grey),
+            Op::Blur => params.blur.map(Step::Blur),
+            Op::Solarize => params.solarize.then_some(Step::Solarize),
+        })
+    }
+}
+
+/// An operation with what was drawn for it.
+enum Step<'a> {
+    Flip,
+    Jitter(&'a Jitter),
+    Grey,
+    Blur(f32),
+    Solarize,
 }
 
 impl ViewsOptions {

@@ -9,6 +9,7 @@ use super::board::{Board, Stopped};
 use super::cursor::{SlotTicket, WindowTicket};
 use super::error::{FeedError, panic_message};
 use super::gauges::{Doing, Gauge, Gauges};
+use super::laps::Part;
 use super::order::Entry;
 use super::quarantine::Reject;
 use super::reader::Window;
@@ -61,6 +62,7 @@ impl Workshop {
             let mut place = self.place(index, gauge, position, slot)?;
             self.gauges.turn(gauge, Doing::Busy);
             let at = self.share.place(position);
+            bench.scratch.laps.begin(self.gauges.profile.load(Ordering::Relaxed));
             let outcome = catch_unwind(AssertUnwindSafe(|| self.fill(&mut bench, &window, at, &mut place)));
             if let Err(error) = outcome.unwrap_or_else(|payload| Err(panicked(&*payload))) {
                 // Say why before the place is dropped: the consumer shall read this and not that it was abandoned.
@@ -68,6 +70,9 @@ impl Workshop {
                 return Ok(());
             }
             self.gauges.images.fetch_add(1, Ordering::Relaxed);
+            if let Some(laps) = bench.scratch.laps.take() {
+                gauge.add(&laps);
+            }
             place.finish();
             if window.release() {
                 self.board.reader.wake();
@@ -175,8 +180,9 @@ impl Workshop {
         let Some(bytes) = window.groups[entry.group].image(entry.key.row) else {
             return Err(self.reject(window, entry, "null", "the row has no image".into()));
         };
-        codec::decode(bytes, &self.decode, &mut bench.image)
-            .map_err(|error| self.reject(window, entry, error.code(), chain(&error)))
+        let decoded = codec::decode(bytes, &self.decode, &mut bench.image);
+        bench.scratch.laps.lap(Part::Decode);
+        decoded.map_err(|error| self.reject(window, entry, error.code(), chain(&error)))
     }
 
     fn reject(&self, window: &Window, entry: &Entry, code: &'static str, reason: String) -> Reject {

@@ -9,6 +9,7 @@ use super::ViewOptions;
 use crate::data::rng::Philox;
 use crate::feed::color;
 use crate::feed::crop::CropBox;
+use crate::feed::simd::Lanes;
 
 /// What one view was drawn to be.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,7 +32,7 @@ pub struct ViewParams {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Jitter {
     /// Each part once.
-    pub order: [Part; 4],
+    pub order: [JitterPart; 4],
     /// Factor; 1 changes nothing.
     pub brightness: Option<f32>,
     /// Factor.
@@ -45,14 +46,14 @@ pub struct Jitter {
 /// A part of colour jitter, in torchvision's numbering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub enum Part {
+pub enum JitterPart {
     Brightness,
     Contrast,
     Saturation,
     Hue,
 }
 
-impl Part {
+impl JitterPart {
     /// All four, in torchvision's numbering.
     pub const ALL: [Self; 4] = [Self::Brightness, Self::Contrast, Self::Saturation, Self::Hue];
 }
@@ -99,14 +100,23 @@ impl ViewOptions {
 }
 
 impl Jitter {
-    /// Applies the parts in order, in place on RGB.
-    pub fn apply(&self, pixels: &mut [u8]) {
+    /// Applies the parts in order, in place on planar RGB.
+    pub fn apply(&self, lanes: Lanes, pixels: &mut [u8]) {
         for part in self.order {
             match part {
-                Part::Brightness => self.brightness.into_iter().for_each(|f| color::brightness(pixels, f)),
-                Part::Contrast => self.contrast.into_iter().for_each(|f| color::contrast(pixels, f)),
-                Part::Saturation => self.saturation.into_iter().for_each(|f| color::saturation(pixels, f)),
-                Part::Hue => self.hue.into_iter().for_each(|turns| color::hue(pixels, turns)),
+                JitterPart::Brightness => self
+                    .brightness
+                    .into_iter()
+                    .for_each(|f| color::brightness(lanes, pixels, f)),
+                JitterPart::Contrast => self
+                    .contrast
+                    .into_iter()
+                    .for_each(|f| color::contrast(lanes, pixels, f)),
+                JitterPart::Saturation => self
+                    .saturation
+                    .into_iter()
+                    .for_each(|f| color::saturation(lanes, pixels, f)),
+                JitterPart::Hue => self.hue.into_iter().for_each(|turns| color::hue(lanes, pixels, turns)),
             }
         }
     }
@@ -119,8 +129,8 @@ fn factor(amount: f64, rng: &mut Philox) -> Option<f32> {
 }
 
 /// The n-th permutation of the four parts in lexicographic order, n < 24.
-fn permutation(n: u32) -> [Part; 4] {
-    let mut order = Part::ALL;
+fn permutation(n: u32) -> [JitterPart; 4] {
+    let mut order = JitterPart::ALL;
     // Digits of n in the factorial number system: which of the parts that are left comes next.
     let mut rest = n as usize;
     for (place, base) in [(0, 6), (1, 2), (2, 1)] {

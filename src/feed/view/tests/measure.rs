@@ -7,8 +7,9 @@ use crate::data::{
     rng::{Domain, Philox},
 };
 use crate::feed::blur::{BlurScratch, gaussian};
-use crate::feed::color;
+use crate::feed::simd::Lanes;
 use crate::feed::view::{Op, Scratch, ViewOptions, ViewsOptions};
+use crate::feed::{color, planes};
 use std::time::Instant;
 
 /// Size of most photographs of the shared data set; smooth with fine noise, so that branches see a photograph's variety.
@@ -74,7 +75,10 @@ fn time_of_views_and_passes() {
         let params = bare.draw(500, 375, &mut Philox::new(3, Domain::View, 0, round.into(), 0));
         bare.apply(&image, &params, 224, &mut scratch, &mut out);
     });
-    let view = out.clone();
+    let mut view = out.clone();
+    let lanes = Lanes::default();
+    planes::gather(lanes, &view, 224, false, &mut out);
+    view.copy_from_slice(&out);
     let mut blur = BlurScratch::default();
     let mut pass = |name: &str, work: &mut dyn FnMut(&mut [u8])| {
         time(name, |_| {
@@ -83,14 +87,19 @@ fn time_of_views_and_passes() {
         });
     };
     pass("copy alone", &mut |_| {});
-    pass("brightness", &mut |out| color::brightness(out, 1.2));
-    pass("contrast", &mut |out| color::contrast(out, 1.2));
-    pass("saturation", &mut |out| color::saturation(out, 1.2));
-    pass("hue", &mut |out| color::hue(out, 0.07));
-    pass("grey", &mut color::grey);
-    pass("solarise", &mut |out| color::solarize(out, 128));
-    pass("flip", &mut |out| color::flip(out, 224));
-    pass("blur, sigma 0.8", &mut |out| gaussian(out, 224, 224, 0.8, &mut blur));
-    pass("blur, sigma 1.8", &mut |out| gaussian(out, 224, 224, 1.8, &mut blur));
-    pass("blur, sigma 5", &mut |out| gaussian(out, 224, 224, 5.0, &mut blur));
+    pass("brightness", &mut |out| color::brightness(lanes, out, 1.2));
+    pass("contrast", &mut |out| color::contrast(lanes, out, 1.2));
+    pass("saturation", &mut |out| color::saturation(lanes, out, 1.2));
+    pass("hue", &mut |out| color::hue(lanes, out, 0.07));
+    pass("grey", &mut |out| color::grey(lanes, out));
+    pass("solarise", &mut |out| color::solarize(lanes, out, 128));
+    pass("blur, sigma 0.8", &mut |out| {
+        gaussian(lanes, out, 224, 224, 0.8, &mut blur)
+    });
+    pass("blur, sigma 1.8", &mut |out| {
+        gaussian(lanes, out, 224, 224, 1.8, &mut blur)
+    });
+    pass("blur, sigma 5", &mut |out| {
+        gaussian(lanes, out, 224, 224, 5.0, &mut blur)
+    });
 }

@@ -7,9 +7,10 @@ use crate::data::{
     Rgb8,
     rng::{Domain, Philox},
 };
-use crate::feed::color;
 use crate::feed::crop::CropBox;
-use crate::feed::view::{Interpolation, Jitter, Op, Part, Scratch, View, ViewOptions, ViewParams};
+use crate::feed::simd::Lanes;
+use crate::feed::view::{Interpolation, Jitter, JitterPart, Op, Scratch, View, ViewOptions, ViewParams};
+use crate::feed::{color, planes};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -93,7 +94,7 @@ fn recipe(case: &Case, [left, top, width, height]: [u32; 4]) -> (ViewOptions, Vi
             }
             Pass::Jitter(spec) => {
                 params.jitter = Some(Jitter {
-                    order: spec.order.map(|part| Part::ALL[part]),
+                    order: spec.order.map(|part| JitterPart::ALL[part]),
                     brightness: spec.brightness,
                     contrast: spec.contrast,
                     saturation: spec.saturation,
@@ -223,17 +224,21 @@ fn every_colour_equals_pillows() {
     for cube in index().cubes {
         let sums: Vec<u32> = (0..=255u8)
             .map(|r| {
-                let mut plane: Vec<u8> = (0..=u16::MAX).flat_map(|gb| [r, (gb >> 8) as u8, gb as u8]).collect();
+                let rgb: Vec<u8> = (0..=u16::MAX).flat_map(|gb| [r, (gb >> 8) as u8, gb as u8]).collect();
+                let lanes = Lanes::default();
+                let (mut plane, mut made) = (vec![0; rgb.len()], vec![0; rgb.len()]);
+                planes::gather(lanes, &rgb, 256, false, &mut plane);
                 match cube {
-                    Cube { hue: Some(turns), .. } => color::hue(&mut plane, turns),
+                    Cube { hue: Some(turns), .. } => color::hue(lanes, &mut plane, turns),
                     Cube {
                         saturation: Some(factor),
                         ..
-                    } => color::saturation(&mut plane, factor),
-                    Cube { grey: Some(true), .. } => color::grey(&mut plane),
+                    } => color::saturation(lanes, &mut plane, factor),
+                    Cube { grey: Some(true), .. } => color::grey(lanes, &mut plane),
                     _ => panic!("a cube without a pass"),
                 }
-                adler32(plane)
+                planes::scatter(lanes, &mut plane, &mut made);
+                adler32(made)
             })
             .collect();
         let folded: Vec<u32> = sums
