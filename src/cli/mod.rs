@@ -10,6 +10,7 @@ macro_rules! say {
     }};
 }
 
+mod bench;
 mod eval;
 mod explain;
 mod ingest;
@@ -45,6 +46,9 @@ enum Command {
     /// Judge the representations of a run
     #[command(subcommand)]
     Eval(eval::EvalCommand),
+    /// Find out which stage limits, in numbers
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// Look at what the network would see
     #[command(subcommand)]
     Inspect(inspect::InspectCommand),
@@ -83,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Ingest(args) => ingest::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Eval(command) => eval::run(&command),
+        Command::Bench(command) => bench::run(&command),
         Command::Inspect(command) => inspect::run(&command),
         Command::Recipe(command) => recipe_command::run(&command),
     };

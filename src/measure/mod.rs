@@ -1,8 +1,10 @@
 //! How good are the representations, and how fast is the pipeline.
 
+pub mod cpu;
 pub mod features;
 pub mod options;
 pub mod probe;
+pub mod speed;
 
 use crate::feed::FeedError;
 use probe::ProbeError;
