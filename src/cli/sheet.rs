@@ -7,7 +7,7 @@ use image::{RgbImage, imageops};
 use super::CliError;
 use super::recipe::Recipe;
 use crate::data::rng::{Domain, Philox};
-use crate::data::{Dataset, Rgb8, codec};
+use crate::data::{Dataset, Rgbx8, codec};
 use crate::feed::view::Scratch;
 
 /// Pixels between tiles; between pairs twice as many.
@@ -45,7 +45,7 @@ pub fn draw(recipe: &Recipe, dataset: &Arc<Dataset>, images: u32, draws: u32) ->
 }
 
 /// Images at even distances through the data set.
-fn pick(recipe: &Recipe, dataset: &Dataset, images: u32) -> Result<Vec<Rgb8>, CliError> {
+fn pick(recipe: &Recipe, dataset: &Dataset, images: u32) -> Result<Vec<Rgbx8>, CliError> {
     let stride = (dataset.len() / u64::from(images.max(1))).max(1);
     let mut picked = Vec::new();
     let mut position = 0;
@@ -56,7 +56,7 @@ fn pick(recipe: &Recipe, dataset: &Dataset, images: u32) -> Result<Vec<Rgb8>, Cl
             for row in 0..rows {
                 let wanted =
                     picked.len() < images as usize && position + u64::from(row) >= picked.len() as u64 * stride;
-                let mut image = Rgb8::default();
+                let mut image = Rgbx8::default();
                 if wanted
                     && let Some(bytes) = group.image(row)
                     && codec::decode(bytes, &recipe.decode, &mut image).is_ok()
@@ -71,9 +71,9 @@ fn pick(recipe: &Recipe, dataset: &Dataset, images: u32) -> Result<Vec<Rgb8>, Cl
 }
 
 /// The whole image inside a square of `tile` pixels.
-fn fit(original: &Rgb8, tile: u32) -> RgbImage {
-    let picture = RgbImage::from_raw(original.width, original.height, original.pixels.clone())
-        .expect("a decoded image has width x height x 3 bytes");
+fn fit(original: &Rgbx8, tile: u32) -> RgbImage {
+    let picture = RgbImage::from_raw(original.width, original.height, original.to_rgb())
+        .expect("RGB is width x height x 3 bytes");
     let scale = f64::from(tile) / f64::from(original.width.max(original.height));
     let side = |length: u32| ((f64::from(length) * scale).round() as u32).clamp(1, tile);
     imageops::resize(

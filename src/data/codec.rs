@@ -1,6 +1,6 @@
-//! Encoded image -> RGB8, under limits on work (never on the clock, which would make pixels depend on load).
+//! Encoded image -> RGB, under limits on work (never on the clock, which would make pixels depend on load).
 //!
-//! In: the bytes of a JPEG, PNG or WebP, found by its magic bytes. Out: row-major RGB in a reused buffer, or a [`CodecError`]
+//! In: the bytes of a JPEG, PNG or WebP, found by its magic bytes. Out: row-major pixels in a reused buffer, or a [`CodecError`]
 //! with a short code. Invariants: limits are checked on the header, before anything is allocated or decoded; a panic inside a
 //! decoder is an error like any other; pixels depend on the bytes and options only, never on what the buffer held before.
 //! Reference: Pillow's `convert("RGB")`: alpha dropped, palettes expanded, the high byte of 16-bit colour, 16-bit grey
@@ -67,24 +67,44 @@ impl Default for DecodeOptions {
     }
 }
 
-/// A decoded image: row-major RGB, 3 bytes a pixel. Reused from sample to sample.
+/// A decoded image: row-major, 4 bytes a pixel: red, green, blue, and one that means nothing. Reused from sample to sample.
+///
+/// Four bytes, because the resize of 4 channels takes three quarters of the time of the resize of 3, and the decoder writes
+/// either as fast.
 #[derive(Clone, Debug, Default)]
-pub struct Rgb8 {
+pub struct Rgbx8 {
     /// Width in pixels.
     pub width: u32,
     /// Height in pixels.
     pub height: u32,
-    /// `width * height * 3` bytes.
+    /// `width * height * 4` bytes.
     pub pixels: Vec<u8>,
 }
 
-impl Rgb8 {
+impl Rgbx8 {
+    /// From row-major RGB, `width * height * 3` bytes.
+    pub fn from_rgb(width: u32, height: u32, rgb: &[u8]) -> Self {
+        assert_eq!(rgb.len(), width as usize * height as usize * 3);
+        let pixels = rgb.as_chunks::<3>().0.iter().flat_map(|&[r, g, b]| [r, g, b, 255]);
+        Self {
+            width,
+            height,
+            pixels: pixels.collect(),
+        }
+    }
+
+    /// Row-major RGB, `width * height * 3` bytes.
+    pub fn to_rgb(&self) -> Vec<u8> {
+        let points = self.pixels.as_chunks::<4>().0.iter();
+        points.flat_map(|&[r, g, b, _]| [r, g, b]).collect()
+    }
+
     /// Sets the size and a buffer of zeros to match; memory is kept from image to image.
     fn reset(&mut self, width: u32, height: u32) {
         (self.width, self.height) = (width, height);
         // Zeros, because a decoder may leave parts of a damaged image unwritten, and the previous image must not show there.
         self.pixels.clear();
-        self.pixels.resize(width as usize * height as usize * 3, 0);
+        self.pixels.resize(width as usize * height as usize * 4, 0);
     }
 }
 
@@ -224,7 +244,7 @@ impl CodecError {
 /// Decodes JPEG, PNG or WebP (found by its magic bytes) into `out`, whose buffer is reused.
 ///
 /// On an error `out` is empty. Orientation is applied only when the options ask for it.
-pub fn decode(bytes: &[u8], options: &DecodeOptions, out: &mut Rgb8) -> Result<(), CodecError> {
+pub fn decode(bytes: &[u8], options: &DecodeOptions, out: &mut Rgbx8) -> Result<(), CodecError> {
     let result = admit(bytes, options).and_then(|format| {
         guarded(format, || match format {
             Format::Jpeg => jpeg::decode(bytes, options, out),

@@ -12,7 +12,7 @@ pub mod store;
 
 pub mod rng;
 
-pub use codec::{CodecError, DecodeOptions, Rgb8};
+pub use codec::{CodecError, DecodeOptions, Rgbx8};
 pub use dataset::{Columns, Dataset, RowGroup, SampleKey, ShardId, Split};
 pub use error::DataError;
 pub use options::DataOptions;

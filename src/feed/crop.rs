@@ -1,12 +1,14 @@
 //! Geometry and resampling: where a view lies in the image, and how that part becomes a square of `size` pixels.
 //!
-//! In: an RGB8 image and a box, or a shorter side for the evaluation's centre crop. Out: RGB8 of the asked size.
+//! In: an image and a box, or a shorter side for the evaluation's centre crop. Out: pixels of the asked size.
 //! Invariant: a crop sees no pixel outside its box, as Pillow's `crop().resize()`; geometry uses only IEEE operations
 //! that are the same on every CPU. Source: torchvision 0.29 (RandomResizedCrop, Resize, CenterCrop), Pillow 13's resampling
 //! (one pass an axis, rounded to 8 bits in between); convolution by fast_image_resize, 16-bit fixed-point weights.
 
+use super::planes;
+use super::simd::Lanes;
 use super::view::Interpolation;
-use crate::data::{Rgb8, rng::Philox};
+use crate::data::{Rgbx8, rng::Philox};
 use fast_image_resize::images::{CroppedImage, Image, ImageRef};
 use fast_image_resize::{FilterType, IntoImageView, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
@@ -75,21 +77,13 @@ pub struct Resampler {
     resizer: Resizer,
     /// Result of the first of two passes.
     between: Vec<u8>,
-    /// The evaluation's resized image before it is padded.
+    /// Result of the second.
     resized: Vec<u8>,
 }
 
 impl Resampler {
-    /// The box of `image`, resized to `width` x `height`, into `out` (`width * height * 3` bytes, RGB).
-    pub fn crop(
-        &mut self,
-        image: &Rgb8,
-        part: CropBox,
-        filter: Interpolation,
-        width: u32,
-        height: u32,
-        out: &mut [u8],
-    ) {
+    /// The box of `image`, resized to `width` x `height`: 4 bytes a pixel, of which the fourth means nothing.
+    pub fn crop(&mut self, image: &Rgbx8, part: CropBox, filter: Interpolation, width: u32, height: u32) -> &[u8] {
         // The view hides what is outside the box; `ResizeOptions::crop` would let the filter read it.
         let whole = source(image);
         let part = CroppedImage::new(&whole, part.left, part.top, part.width, part.height).expect("the box is inside");
@@ -99,14 +93,29 @@ impl Resampler {
             rows_first: rows_first(part.width(), part.height(), width.into(), height.into()),
             filter,
         };
-        plan.run(&mut self.resizer, &mut self.between, &part, out);
+        self.run(&plan, &part)
+    }
+
+    fn run(&mut self, plan: &Plan, source: &impl IntoImageView) -> &[u8] {
+        let bytes = plan.columns.to as usize * plan.rows.to as usize * 4;
+        self.resized.resize(bytes, 0);
+        plan.run(&mut self.resizer, &mut self.between, source, &mut self.resized);
+        &self.resized
     }
 
     /// torchvision's Resize(`resize`) and CenterCrop(`size`), into `out` (`size * size * 3` bytes, RGB): the shorter side becomes
     /// `resize`, the longer one keeps the aspect ratio (rounded down); what the crop lacks is black.
     ///
     /// Only what the crop shows is resampled, so that a sliver of an image cannot ask for a huge buffer.
-    pub fn center(&mut self, image: &Rgb8, resize: u32, size: u32, filter: Interpolation, out: &mut [u8]) {
+    pub fn center(
+        &mut self,
+        lanes: Lanes,
+        image: &Rgbx8,
+        resize: u32,
+        size: u32,
+        filter: Interpolation,
+        out: &mut [u8],
+    ) {
         let (full_w, full_h) = resized_size(image.width, image.height, resize);
         let (columns, x) = Span::center(image.width, full_w, size);
         let (rows, y) = Span::center(image.height, full_h, size);
@@ -117,17 +126,15 @@ impl Resampler {
             rows_first,
             filter,
         };
-        let whole = source(image);
+        let resized = self.run(&plan, &source(image));
         if columns.to == size && rows.to == size {
-            return plan.run(&mut self.resizer, &mut self.between, &whole, out);
+            return planes::narrow(lanes, resized, out);
         }
-        let row_bytes = columns.to as usize * 3;
-        self.resized.resize(row_bytes * rows.to as usize, 0);
-        plan.run(&mut self.resizer, &mut self.between, &whole, &mut self.resized);
         out.fill(0);
         let out_rows = out.chunks_exact_mut(size as usize * 3).skip(y as usize);
-        for (to, from) in out_rows.zip(self.resized.chunks_exact(row_bytes)) {
-            to[x as usize * 3..][..row_bytes].copy_from_slice(from);
+        for (to, from) in out_rows.zip(resized.chunks_exact(columns.to as usize * 4)) {
+            let part = &mut to[x as usize * 3..][..columns.to as usize * 3];
+            planes::narrow(lanes, from, part);
         }
     }
 }
@@ -211,9 +218,9 @@ impl Plan {
             )
         };
         let [width, height] = [first.0.to, first.1.to];
-        between.resize(width as usize * height as usize * 3, 0);
+        between.resize(width as usize * height as usize * 4, 0);
         self.pass(resizer, source, first.0, first.1, between);
-        let half = ImageRef::new(width, height, between, PixelType::U8x3).expect("the buffer was sized above");
+        let half = ImageRef::new(width, height, between, PixelType::U8x4).expect("the buffer was sized above");
         self.pass(resizer, &half, second.0, second.1, out);
     }
 
@@ -228,7 +235,7 @@ impl Plan {
             .resize_alg(ResizeAlg::Convolution(filter))
             .crop(x.from, y.from, x.len, y.len)
             .use_alpha(false);
-        let mut target = Image::from_slice_u8(x.to, y.to, out, PixelType::U8x3).expect("the caller sized the buffer");
+        let mut target = Image::from_slice_u8(x.to, y.to, out, PixelType::U8x4).expect("the caller sized the buffer");
         resizer
             .resize(source, &mut target, &options)
             .expect("same pixel type, span inside the source");
@@ -243,8 +250,8 @@ fn rows_first(width: u32, height: u32, to_width: u64, to_height: u64) -> bool {
     lost(height, to_height) > (2 * lost(width, to_width)).max(0)
 }
 
-fn source(image: &Rgb8) -> ImageRef<'_> {
-    ImageRef::new(image.width, image.height, &image.pixels, PixelType::U8x3).expect("width * height * 3 bytes")
+fn source(image: &Rgbx8) -> ImageRef<'_> {
+    ImageRef::new(image.width, image.height, &image.pixels, PixelType::U8x4).expect("width * height * 4 bytes")
 }
 
 /// e^x for |x| below about 50, from additions and multiplications only: the system's `exp` may differ in the last bit
@@ -317,15 +324,15 @@ mod tests {
 
     #[test]
     fn a_sliver_needs_no_huge_buffer() {
-        let image = Rgb8 {
+        let image = Rgbx8 {
             width: 1,
             height: 40_000,
-            pixels: vec![77; 120_000],
+            pixels: vec![77; 160_000],
         };
         let mut resampler = Resampler::default();
         let mut out = vec![0; 64 * 64 * 3];
-        resampler.center(&image, 73, 64, Interpolation::Bicubic, &mut out);
+        resampler.center(Lanes::default(), &image, 73, 64, Interpolation::Bicubic, &mut out);
         assert!(out.iter().all(|&v| v == 77));
-        assert!(resampler.between.len() <= 64 * 40_000 * 3);
+        assert!(resampler.between.len() <= 64 * 40_000 * 4);
     }
 }

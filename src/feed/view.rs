@@ -17,7 +17,7 @@ use super::crop::Resampler;
 use super::laps::{Laps, Part};
 use super::simd::Lanes;
 use super::{color, planes};
-use crate::data::{Rgb8, rng::Philox};
+use crate::data::{Rgbx8, rng::Philox};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -128,8 +128,6 @@ pub enum View {
 pub struct Scratch {
     resampler: Resampler,
     blur: BlurScratch,
-    /// The crop, interleaved as the resize makes it.
-    crop: Vec<u8>,
     /// The view on its way through the passes.
     planes: Vec<u8>,
     lanes: Lanes,
@@ -146,8 +144,8 @@ impl View {
 
     /// Draws parameters from `rng` and writes the view, RGB row-major, `size * size * 3` bytes, into `out`.
     ///
-    /// Panics if `out` has another length, or if the image is empty or its buffer is not `width * height * 3` bytes.
-    pub fn render(&self, image: &Rgb8, rng: &mut Philox, scratch: &mut Scratch, out: &mut [u8]) {
+    /// Panics if `out` has another length, or if the image is empty or its buffer is not `width * height * 4` bytes.
+    pub fn render(&self, image: &Rgbx8, rng: &mut Philox, scratch: &mut Scratch, out: &mut [u8]) {
         match self {
             Self::Random { options, size } => {
                 let params = options.draw(image.width, image.height, rng);
@@ -159,7 +157,9 @@ impl View {
                 interpolation,
             } => {
                 check_buffers(image, *size, out);
-                scratch.resampler.center(image, *resize, *size, *interpolation, out);
+                scratch
+                    .resampler
+                    .center(scratch.lanes, image, *resize, *size, *interpolation, out);
                 scratch.laps.lap(Part::Crop);
             }
         }
@@ -178,26 +178,24 @@ impl ViewOptions {
 
     /// Writes the view with the given parameters. Operations come in `order`; one that is not listed does not happen.
     /// Panics as [`View::render`] does.
-    pub fn apply(&self, image: &Rgb8, params: &ViewParams, size: u32, scratch: &mut Scratch, out: &mut [u8]) {
+    pub fn apply(&self, image: &Rgbx8, params: &ViewParams, size: u32, scratch: &mut Scratch, out: &mut [u8]) {
         check_buffers(image, size, out);
         let Scratch {
             resampler,
             blur,
-            crop,
             planes,
             lanes,
             laps,
         } = scratch;
+        let (lanes, side) = (*lanes, size as usize);
+        let crop = resampler.crop(image, params.crop, self.interpolation, size, size);
+        laps.lap(Part::Crop);
         let steps = self.steps(params);
         if steps.clone().next().is_none() {
-            resampler.crop(image, params.crop, self.interpolation, size, size, out);
-            return laps.lap(Part::Crop);
+            planes::narrow(lanes, crop, out);
+            return laps.lap(Part::Planes);
         }
-        crop.resize(out.len(), 0);
         planes.resize(out.len(), 0);
-        resampler.crop(image, params.crop, self.interpolation, size, size, crop);
-        laps.lap(Part::Crop);
-        let (lanes, side) = (*lanes, size as usize);
         // A flip commutes with every other operation to the bit (their filters are symmetric), so it costs nothing here.
         let flip = steps.clone().any(|step| matches!(step, Step::Flip));
         planes::gather(lanes, crop, side, flip, planes);
@@ -287,12 +285,12 @@ impl Default for ViewOptions {
     }
 }
 
-fn check_buffers(image: &Rgb8, size: u32, out: &[u8]) {
+fn check_buffers(image: &Rgbx8, size: u32, out: &[u8]) {
     assert!(image.width > 0 && image.height > 0, "an image has pixels");
     assert_eq!(
         image.pixels.len(),
-        image.width as usize * image.height as usize * 3,
-        "the image is RGB8"
+        image.width as usize * image.height as usize * 4,
+        "the image has 4 bytes a pixel"
     );
     assert_eq!(
         out.len(),

@@ -19,7 +19,7 @@ use super::slot::{Pin, Place, WindowTable};
 use super::sync::Ordering;
 use super::view::{Scratch, View};
 use crate::data::rng::{Domain, Philox};
-use crate::data::{Dataset, DecodeOptions, Rgb8, codec};
+use crate::data::{Dataset, DecodeOptions, Rgbx8, codec};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ pub(crate) struct Workshop {
 /// One worker thread's own things.
 #[derive(Default)]
 struct Bench {
-    image: Rgb8,
+    image: Rgbx8,
     scratch: Scratch,
 }
 

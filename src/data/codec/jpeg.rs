@@ -1,10 +1,10 @@
-//! JPEG -> RGB8 through zune-jpeg, the decoder of record.
+//! JPEG -> RGB through zune-jpeg, the decoder of record.
 //!
-//! In: bytes whose markers [`super::jpeg_header`] has found within the limits. Out: RGB written straight into the reused buffer.
+//! In: bytes whose markers [`super::jpeg_header`] has found within the limits. Out: pixels written straight into the reused buffer.
 //! Grey is repeated; CMYK and YCCK become RGB as Pillow does it (inverted values: R = C K / 255, rounded).
 
 use super::jpeg_header::{self, damaged, truncated, unsupported};
-use super::{CodecError, DecodeOptions, Format, Policy, Rgb8, check_pixels, orient};
+use super::{CodecError, DecodeOptions, Format, Policy, Rgbx8, check_pixels, orient};
 use image::metadata::Orientation;
 use zune_core::bytestream::ZCursor;
 use zune_core::colorspace::ColorSpace;
@@ -13,7 +13,7 @@ use zune_jpeg::JpegDecoder;
 use zune_jpeg::errors::DecodeErrors;
 
 /// Decodes a JPEG into `out`.
-pub fn decode(bytes: &[u8], options: &DecodeOptions, out: &mut Rgb8) -> Result<(), CodecError> {
+pub fn decode(bytes: &[u8], options: &DecodeOptions, out: &mut Rgbx8) -> Result<(), CodecError> {
     let header = jpeg_header::check(bytes, options)?;
     // Only lenient mode gets here without an end. zune gives a progressive image up where the bytes run out, but fills up to
     // a marker: so it gets one.
@@ -28,7 +28,7 @@ pub fn decode(bytes: &[u8], options: &DecodeOptions, out: &mut Rgb8) -> Result<(
         .set_max_width(usize::from(u16::MAX))
         .set_max_height(usize::from(u16::MAX))
         .jpeg_set_max_scans(options.max_scans as usize)
-        .jpeg_set_out_colorspace(ColorSpace::RGB);
+        .jpeg_set_out_colorspace(ColorSpace::RGBA);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), zune);
     decoder.decode_headers().map_err(translate)?;
     let (width, height) = decoder.dimensions().ok_or_else(|| damaged("no size"))?;
@@ -36,15 +36,35 @@ pub fn decode(bytes: &[u8], options: &DecodeOptions, out: &mut Rgb8) -> Result<(
     // Once more on what zune itself read: odd markers must not smuggle a second size past the walk.
     check_pixels(Format::Jpeg, width, height, options)?;
     out.reset(width, height);
-    if decoder.output_buffer_size() != Some(out.pixels.len()) {
+    // zune 0.5.15 makes RGB right of four channels, but not RGBA.
+    let four = matches!(decoder.input_colorspace(), Some(ColorSpace::CMYK | ColorSpace::YCCK));
+    let start = if four { out.pixels.len() / 4 } else { 0 };
+    if four {
+        decoder.set_options(zune.jpeg_set_out_colorspace(ColorSpace::RGB));
+    }
+    let pixels = &mut out.pixels[start..];
+    if decoder.output_buffer_size() != Some(pixels.len()) {
         return Err(unsupported("colours that cannot become RGB"));
     }
-    decoder.decode_into(&mut out.pixels).map_err(translate)?;
+    decoder.decode_into(pixels).map_err(translate)?;
+    if four {
+        widen(&mut out.pixels);
+    }
     if options.apply_orientation {
         let turn = decoder.exif().and_then(|exif| Orientation::from_exif_chunk(exif));
         orient::apply(out, turn.unwrap_or(Orientation::NoTransforms));
     }
     Ok(())
+}
+
+/// RGB in the last three quarters of the buffer -> 4 bytes a pixel, in place: a pixel is read before its bytes are written.
+fn widen(pixels: &mut [u8]) {
+    let count = pixels.len() / 4;
+    for i in 0..count {
+        let at = count + 3 * i;
+        let wide = [pixels[at], pixels[at + 1], pixels[at + 2], 255];
+        pixels[4 * i..][..4].copy_from_slice(&wide);
+    }
 }
 
 /// zune's errors as ours; its kinds do not tell a truncation from a defect, except for these.

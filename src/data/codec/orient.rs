@@ -1,12 +1,12 @@
-//! EXIF orientation: turns and mirrors an RGB8 image in the way `PIL.ImageOps.exif_transpose` does.
+//! EXIF orientation: turns and mirrors an image in the way `PIL.ImageOps.exif_transpose` does.
 //!
 //! Off by default, as all published numbers were made. Costs one more buffer and one pass, for turned images only.
 
-use super::Rgb8;
+use super::Rgbx8;
 use image::metadata::Orientation;
 
 /// Turns `image` so that it stands upright.
-pub fn apply(image: &mut Rgb8, orientation: Orientation) {
+pub fn apply(image: &mut Rgbx8, orientation: Orientation) {
     // (turned: width and height change places; mirrored in x; mirrored in y), read in the source.
     let (transposed, flip_x, flip_y) = match orientation {
         Orientation::NoTransforms => return,
@@ -26,11 +26,11 @@ pub fn apply(image: &mut Rgb8, orientation: Orientation) {
             let (u, v) = if transposed { (y, x) } else { (x, y) };
             let u = if flip_x { width - 1 - u } else { u };
             let v = if flip_y { height - 1 - v } else { v };
-            let at = (v * width + u) * 3;
-            turned.extend_from_slice(&image.pixels[at..at + 3]);
+            let at = (v * width + u) * 4;
+            turned.extend_from_slice(&image.pixels[at..at + 4]);
         }
     }
-    *image = Rgb8 {
+    *image = Rgbx8 {
         width: out_width as u32,
         height: out_height as u32,
         pixels: turned,

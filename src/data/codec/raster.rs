@@ -1,10 +1,10 @@
-//! PNG and WebP -> RGB8 through the `image` crate.
+//! PNG and WebP -> RGB through the `image` crate.
 //!
 //! Out: what Pillow's `convert("RGB")` gives: alpha dropped (not blended), palettes and low bit depths expanded, the high byte
 //! of 16-bit colour. 16-bit grey is clipped at 255, not scaled, as Pillow does: such a file is mostly white in both.
 //! Gamma and colour profiles are ignored, as there. Of an animation, the first frame.
 
-use super::{CodecError, DecodeOptions, Format, Rgb8, check_pixels, orient};
+use super::{CodecError, DecodeOptions, Format, Rgbx8, check_pixels, orient};
 use image::codecs::{png::PngDecoder, webp::WebPDecoder};
 use image::{ColorType, ImageDecoder, ImageError, Limits};
 use std::io::Cursor;
@@ -21,7 +21,7 @@ pub fn probe(format: Format, bytes: &[u8], options: &DecodeOptions) -> Result<(u
 }
 
 /// Decodes a PNG or WebP into `out`.
-pub fn decode(format: Format, bytes: &[u8], options: &DecodeOptions, out: &mut Rgb8) -> Result<(), CodecError> {
+pub fn decode(format: Format, bytes: &[u8], options: &DecodeOptions, out: &mut Rgbx8) -> Result<(), CodecError> {
     match format {
         Format::Png => read(format, bytes, png(bytes, options)?, options, out),
         _ => read(format, bytes, webp(bytes)?, options, out),
@@ -69,7 +69,7 @@ fn read(
     bytes: &[u8],
     mut decoder: impl ImageDecoder,
     options: &DecodeOptions,
-    out: &mut Rgb8,
+    out: &mut Rgbx8,
 ) -> Result<(), CodecError> {
     let (width, height) = admit(format, bytes, &decoder, options)?;
     let turn = if options.apply_orientation {
@@ -79,25 +79,21 @@ fn read(
     };
     let kind = decoder.color_type();
     out.reset(width, height);
-    if kind == ColorType::Rgb8 {
-        decoder.read_image(&mut out.pixels).map_err(|e| translate(format, e))?;
-    } else {
-        let mut raw = vec![0; width as usize * height as usize * usize::from(kind.bytes_per_pixel())];
-        decoder.read_image(&mut raw).map_err(|e| translate(format, e))?;
-        to_rgb(format, kind, &raw, &mut out.pixels)?;
-    }
+    let mut raw = vec![0; width as usize * height as usize * usize::from(kind.bytes_per_pixel())];
+    decoder.read_image(&mut raw).map_err(|e| translate(format, e))?;
+    to_rgbx(format, kind, &raw, &mut out.pixels)?;
     if let Some(turn) = turn {
         orient::apply(out, turn);
     }
     Ok(())
 }
 
-/// Any colour type -> RGB8. `raw`: pixels of `kind`, 16-bit values in native byte order.
-fn to_rgb(format: Format, kind: ColorType, raw: &[u8], rgb: &mut [u8]) -> Result<(), CodecError> {
+/// Any colour type -> RGB and a byte. `raw`: pixels of `kind`, 16-bit values in native byte order.
+fn to_rgbx(format: Format, kind: ColorType, raw: &[u8], pixels: &mut [u8]) -> Result<(), CodecError> {
     let high = |s: &[u8], channel: usize| (u16::from_ne_bytes([s[channel * 2], s[channel * 2 + 1]]) >> 8) as u8;
     let pixel: &dyn Fn(&[u8]) -> [u8; 3] = match kind {
         ColorType::L8 | ColorType::La8 => &|s| [s[0]; 3],
-        ColorType::Rgba8 => &|s| [s[0], s[1], s[2]],
+        ColorType::Rgb8 | ColorType::Rgba8 => &|s| [s[0], s[1], s[2]],
         ColorType::L16 => &|s| [u16::from_ne_bytes([s[0], s[1]]).min(255) as u8; 3],
         ColorType::La16 => &|s| [high(s, 0); 3],
         ColorType::Rgb16 | ColorType::Rgba16 => &|s| [high(s, 0), high(s, 1), high(s, 2)],
@@ -110,9 +106,10 @@ fn to_rgb(format: Format, kind: ColorType, raw: &[u8], rgb: &mut [u8]) -> Result
     };
     for (source, target) in raw
         .chunks_exact(kind.bytes_per_pixel().into())
-        .zip(rgb.chunks_exact_mut(3))
+        .zip(pixels.as_chunks_mut::<4>().0)
     {
-        target.copy_from_slice(&pixel(source));
+        let [r, g, b] = pixel(source);
+        *target = [r, g, b, 255];
     }
     Ok(())
 }

@@ -28,7 +28,7 @@ fn against_pillow(name: &str, expected: &str, options: &DecodeOptions) -> (f64, 
     let line = sizes.lines().find(|l| l.split(' ').next() == Some(expected)).unwrap();
     let size: Vec<u32> = line.split(' ').skip(1).map(|n| n.parse().unwrap()).collect();
     // A dirty buffer, larger than needed: nothing of it may show.
-    let mut image = Rgb8 {
+    let mut image = Rgbx8 {
         width: 500,
         height: 2,
         pixels: vec![77; 20_000],
@@ -36,8 +36,9 @@ fn against_pillow(name: &str, expected: &str, options: &DecodeOptions) -> (f64, 
     decode(&fixture(name), options, &mut image).unwrap();
     assert_eq!([image.width, image.height], size[..], "{name}");
     let pillow = fixture(&format!("{expected}.rgb"));
-    assert_eq!(image.pixels.len(), pillow.len(), "{name}");
-    let differences: Vec<u8> = image.pixels.iter().zip(&pillow).map(|(a, b)| a.abs_diff(*b)).collect();
+    let rgb = image.to_rgb();
+    assert_eq!(rgb.len(), pillow.len(), "{name}");
+    let differences: Vec<u8> = rgb.iter().zip(&pillow).map(|(a, b)| a.abs_diff(*b)).collect();
     let mean = differences.iter().map(|&d| f64::from(d)).sum::<f64>() / differences.len() as f64;
     (mean, differences.into_iter().max().unwrap())
 }
@@ -98,7 +99,7 @@ fn orientation_is_off_by_default_and_turns_as_pillow_does() {
 }
 
 fn code(bytes: &[u8], options: &DecodeOptions) -> &'static str {
-    match decode(bytes, options, &mut Rgb8::default()) {
+    match decode(bytes, options, &mut Rgbx8::default()) {
         Ok(()) => "ok",
         Err(error) => error.code(),
     }
@@ -237,8 +238,8 @@ fn damaged_files_give_the_same_result_into_any_buffer() {
                 let mut bytes = whole.clone();
                 let at = 300 + rng.below(bytes.len() as u32 - 300) as usize;
                 bytes[at] = rng.below(256) as u8;
-                let mut clean = Rgb8::default();
-                let mut dirty = Rgb8 {
+                let mut clean = Rgbx8::default();
+                let mut dirty = Rgbx8 {
                     width: 1,
                     height: 1,
                     pixels: vec![201; 30_000],
@@ -264,7 +265,7 @@ fn damaged_files_give_the_same_result_into_any_buffer() {
 fn hostile_files_are_errors_never_panics() {
     let Some(data) = shared("hostile") else { return };
     let mut counts = std::collections::BTreeMap::<String, u32>::new();
-    let mut image = Rgb8::default();
+    let mut image = Rgbx8::default();
     let mut slowest = (std::time::Duration::ZERO, String::new());
     for policy in [Policy::Strict, Policy::Lenient] {
         let options = DecodeOptions {
@@ -294,7 +295,7 @@ fn hostile_files_are_errors_never_panics() {
                     assert!(result.is_err(), "{path} must fail");
                 }
                 match &result {
-                    Ok(()) => assert_eq!(image.pixels.len(), image.width as usize * image.height as usize * 3),
+                    Ok(()) => assert_eq!(image.pixels.len(), image.width as usize * image.height as usize * 4),
                     Err(_) => assert!(image.pixels.is_empty()),
                 }
                 let code = result.map_or_else(|e| e.code(), |()| "ok");
@@ -309,7 +310,7 @@ fn hostile_files_are_errors_never_panics() {
 fn every_photo_and_cifar_image_decodes_strictly() {
     for (name, shards, groups) in [("photos", 1, 1), ("cifar10", 1, 2)] {
         let Some(data) = shared(name) else { return };
-        let mut image = Rgb8::default();
+        let mut image = Rgbx8::default();
         for shard in 0..shards {
             for group in 0..groups {
                 let rows = data.read_row_group(ShardId(shard), group).unwrap();

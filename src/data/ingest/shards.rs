@@ -6,7 +6,7 @@
 use super::journal::{Finished, Journal};
 use super::list::{Entry, List, Plan};
 use super::{IngestError, IngestOptions, IngestProgress, IngestStage};
-use crate::data::codec::{self, CodecError, Rgb8};
+use crate::data::codec::{self, CodecError, Rgbx8};
 use crate::data::error::DataError;
 use crate::data::manifest::RejectRecord;
 use crate::data::shard::{Labels, ShardWriter};
@@ -133,7 +133,7 @@ fn load(work: &Work<'_>, entry: &Entry, buffer: &mut Vec<u8>) -> Result<Option<R
 
 /// Checks the loaded images: their headers, or with `verify` all of them, on all cores.
 fn check(options: &IngestOptions, images: &[Vec<u8>], refusals: &mut [Option<Refusal>]) {
-    let inspect = |image: &[u8], scratch: &mut Rgb8| {
+    let inspect = |image: &[u8], scratch: &mut Rgbx8| {
         let checked = if options.verify {
             codec::decode(image, &options.decode, scratch)
         } else {
@@ -150,7 +150,7 @@ fn check(options: &IngestOptions, images: &[Vec<u8>], refusals: &mut [Option<Ref
     std::thread::scope(|scope| {
         for (images, refusals) in images.chunks(share).zip(refusals.chunks_mut(share)) {
             let work = move || {
-                let mut scratch = Rgb8::default();
+                let mut scratch = Rgbx8::default();
                 for (image, refusal) in images.iter().zip(refusals).filter(|(_, r)| r.is_none()) {
                     *refusal = inspect(image, &mut scratch);
                 }

@@ -7,7 +7,7 @@ mod protocol;
 use super::*;
 use crate::data::dataset::Columns;
 use crate::data::rng::{Domain, Philox};
-use crate::data::{DecodeOptions, Rgb8, SampleKey, codec};
+use crate::data::{DecodeOptions, Rgbx8, SampleKey, codec};
 use ::arrow::array::{ArrayRef, BinaryBuilder, Int64Array, RecordBatch, StringBuilder, StructArray};
 use ::arrow::datatypes::{DataType, Field};
 use parquet::arrow::ArrowWriter;
@@ -197,7 +197,7 @@ fn specification(dataset: &Dataset, plan: &FeedPlan, step: u64) -> Seen {
         rejects: vec![],
     };
     for (place, position) in (first..first + len).enumerate() {
-        let mut image = Rgb8::default();
+        let mut image = Rgbx8::default();
         let mut found = None;
         for key in (0..).map_while(|attempt| epoch_plan.sample(position, attempt)) {
             let rows = dataset.read_row_group(key.shard, key.row_group).unwrap();

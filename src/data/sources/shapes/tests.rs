@@ -1,7 +1,7 @@
 //! The embedded data set: what is drawn, and how it is cached.
 
 use super::*;
-use crate::data::{Columns, Dataset, DecodeOptions, Rgb8, ShardId, codec};
+use crate::data::{Columns, Dataset, DecodeOptions, Rgbx8, ShardId, codec};
 
 #[test]
 fn names_are_parsed_and_mistakes_named() {
@@ -34,7 +34,7 @@ fn images_are_functions_of_seed_and_index() {
     assert_eq!(draw::jpeg(3, 17), draw::jpeg(3, 17));
     assert_ne!(draw::jpeg(3, 17), draw::jpeg(3, 27));
     assert_ne!(draw::jpeg(3, 17), draw::jpeg(4, 17));
-    let mut image = Rgb8::default();
+    let mut image = Rgbx8::default();
     let mut bytes = 0;
     for index in 0..40 {
         let jpeg = draw::jpeg(0, index);
@@ -42,7 +42,7 @@ fn images_are_functions_of_seed_and_index() {
         codec::decode(&jpeg, &DecodeOptions::default(), &mut image).unwrap();
         assert_eq!((image.width, image.height), (48, 48));
         // Shapes stand out by at least .3 in luminance, so no image is flat.
-        let values: Vec<f64> = image.pixels.iter().map(|&p| f64::from(p)).collect();
+        let values: Vec<f64> = image.to_rgb().iter().map(|&p| f64::from(p)).collect();
         let mean = values.iter().sum::<f64>() / values.len() as f64;
         let spread = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64).sqrt();
         assert!(spread > 15.0, "image {index}: {spread}");

@@ -3,7 +3,7 @@
 //! `cargo test --no-default-features --lib view::tests::measure -- --ignored --nocapture`. The benchmark of record is elsewhere.
 
 use crate::data::{
-    Rgb8,
+    Rgbx8,
     rng::{Domain, Philox},
 };
 use crate::feed::blur::{BlurScratch, gaussian};
@@ -13,7 +13,7 @@ use crate::feed::{color, planes};
 use std::time::Instant;
 
 /// Size of most photographs of the shared data set; smooth with fine noise, so that branches see a photograph's variety.
-fn photo() -> Rgb8 {
+fn photo() -> Rgbx8 {
     let (width, height) = (500u32, 375u32);
     let mut pixels = Vec::new();
     for y in 0..height {
@@ -23,7 +23,7 @@ fn photo() -> Rgb8 {
             pixels.extend([(3, 1), (2, 2), (1, 4)].map(|(a, b)| (wave(a, b) + f64::from(rng.below(24))) as u8));
         }
     }
-    Rgb8 { width, height, pixels }
+    Rgbx8::from_rgb(width, height, &pixels)
 }
 
 /// Seconds this thread has run on a CPU, so that a busy machine disturbs less; the clock where Linux is not.
@@ -75,10 +75,9 @@ fn time_of_views_and_passes() {
         let params = bare.draw(500, 375, &mut Philox::new(3, Domain::View, 0, round.into(), 0));
         bare.apply(&image, &params, 224, &mut scratch, &mut out);
     });
-    let mut view = out.clone();
     let lanes = Lanes::default();
-    planes::gather(lanes, &view, 224, false, &mut out);
-    view.copy_from_slice(&out);
+    planes::gather(lanes, &Rgbx8::from_rgb(224, 224, &out).pixels, 224, false, &mut out);
+    let view = out.clone();
     let mut blur = BlurScratch::default();
     let mut pass = |name: &str, work: &mut dyn FnMut(&mut [u8])| {
         time(name, |_| {

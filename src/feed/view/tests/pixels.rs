@@ -4,7 +4,7 @@
 
 use super::fixture;
 use crate::data::{
-    Rgb8,
+    Rgbx8,
     rng::{Domain, Philox},
 };
 use crate::feed::crop::CropBox;
@@ -121,7 +121,7 @@ fn recipe(case: &Case, [left, top, width, height]: [u32; 4]) -> (ViewOptions, Vi
 }
 
 /// The view of a case, made as the feed makes it.
-fn make(case: &Case, image: &Rgb8, scratch: &mut Scratch) -> Vec<u8> {
+fn make(case: &Case, image: &Rgbx8, scratch: &mut Scratch) -> Vec<u8> {
     if let Some([resize, size]) = case.center {
         let mut out = vec![1; (size * size * 3) as usize];
         let view = View::Center {
@@ -167,13 +167,9 @@ fn views_equal_torchvisions() {
     let inputs = index.inputs.iter().map(|&[width, height]| {
         let (pixels, tail) = rest.split_at((width * height * 3) as usize);
         rest = tail;
-        Rgb8 {
-            width,
-            height,
-            pixels: pixels.to_vec(),
-        }
+        Rgbx8::from_rgb(width, height, pixels)
     });
-    let inputs: Vec<Rgb8> = inputs.collect();
+    let inputs: Vec<Rgbx8> = inputs.collect();
     let mut scratch = Scratch::default();
     let mut table = BTreeMap::<&str, Differences>::new();
     for case in &index.cases {
@@ -227,7 +223,7 @@ fn every_colour_equals_pillows() {
                 let rgb: Vec<u8> = (0..=u16::MAX).flat_map(|gb| [r, (gb >> 8) as u8, gb as u8]).collect();
                 let lanes = Lanes::default();
                 let (mut plane, mut made) = (vec![0; rgb.len()], vec![0; rgb.len()]);
-                planes::gather(lanes, &rgb, 256, false, &mut plane);
+                planes::gather(lanes, &Rgbx8::from_rgb(256, 256, &rgb).pixels, 256, false, &mut plane);
                 match cube {
                     Cube { hue: Some(turns), .. } => color::hue(lanes, &mut plane, turns),
                     Cube {

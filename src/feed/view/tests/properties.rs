@@ -1,19 +1,19 @@
 //! What must hold for any image, any valid options and any draw.
 
 use crate::data::{
-    Rgb8,
+    Rgbx8,
     rng::{Domain, Philox},
 };
 use crate::feed::view::{Interpolation, Op, Scratch, View, ViewOptions};
 use proptest::prelude::*;
 
-fn image(width: u32, height: u32, seed: u64) -> Rgb8 {
+fn image(width: u32, height: u32, seed: u64) -> Rgbx8 {
     let mut rng = Philox::new(seed, Domain::Shapes, 0, 0, 0);
-    let pixels = (0..width * height * 3).map(|_| rng.next_u32() as u8).collect();
-    Rgb8 { width, height, pixels }
+    let pixels: Vec<u8> = (0..width * height * 3).map(|_| rng.next_u32() as u8).collect();
+    Rgbx8::from_rgb(width, height, &pixels)
 }
 
-fn images() -> impl Strategy<Value = Rgb8> {
+fn images() -> impl Strategy<Value = Rgbx8> {
     (1u32..=80, 1u32..=80, any::<u64>()).prop_map(|(width, height, seed)| image(width, height, seed))
 }
 
@@ -61,7 +61,7 @@ fn views() -> impl Strategy<Value = View> {
 }
 
 /// A view on a canvas that was filled with `before`.
-fn render(view: &View, image: &Rgb8, seed: u64, scratch: &mut Scratch, before: u8) -> Vec<u8> {
+fn render(view: &View, image: &Rgbx8, seed: u64, scratch: &mut Scratch, before: u8) -> Vec<u8> {
     let mut out = vec![before; (view.size() * view.size() * 3) as usize];
     view.render(image, &mut Philox::new(seed, Domain::View, 1, 5, 0), scratch, &mut out);
     out
@@ -94,7 +94,7 @@ proptest! {
         let options = ViewOptions {
             order: vec![Op::Flip, Op::Blur], interpolation, blur_sigma: [sigma, sigma], ..ViewOptions::default()
         };
-        let image = Rgb8 { width, height, pixels };
+        let image = Rgbx8::from_rgb(width, height, &pixels);
         let out = render(&View::Random { options, size }, &image, seed, &mut Scratch::default(), 7);
         prop_assert!(out.chunks(3).all(|point| point == color), "{:?}", out);
     }
@@ -118,7 +118,7 @@ fn a_crop_ignores_what_is_around_it() {
         );
         let mut around = image(70, 50, 2);
         for row in y {
-            let at = |column: u32| ((row * 70 + column) * 3) as usize;
+            let at = |column: u32| ((row * 70 + column) * 4) as usize;
             let part = at(x.start)..at(x.end);
             around.pixels[part.clone()].copy_from_slice(&whole.pixels[part]);
         }
