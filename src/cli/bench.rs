@@ -25,8 +25,8 @@ pub struct FeedArgs {
     #[arg(long, value_name = "W", value_delimiter = ',')]
     workers: Vec<u32>,
     /// Seconds to measure, for each number of workers
-    #[arg(long, value_name = "S", default_value_t = 10.0)]
-    seconds: f64,
+    #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
+    seconds: Duration,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -45,6 +45,16 @@ struct FeedReport<'a> {
     scaling: &'a [FeedSpeed],
 }
 
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number = text
+        .parse()
+        .ok()
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    number
+        .filter(|time| !time.is_zero())
+        .ok_or_else(|| "a number above 0 is needed, such as 10".to_owned())
+}
+
 pub fn run(command: &BenchCommand) -> Result<(), CliError> {
     let BenchCommand::Feed(args) = command;
     feed(args)
@@ -54,7 +64,6 @@ fn feed(args: &FeedArgs) -> Result<(), CliError> {
     let recipe = args.recipe.load()?.recipe;
     let images = Images::open(&recipe.data)?;
     let feed_plan = plan::feed_plan(&recipe);
-    let time = Duration::try_from_secs_f64(args.seconds).unwrap_or(Duration::MAX);
     let counts = match &args.workers[..] {
         [] => &[recipe.feed.workers],
         counts => counts,
@@ -64,7 +73,7 @@ fn feed(args: &FeedArgs) -> Result<(), CliError> {
     for &workers in counts {
         let mut options = recipe.feed.clone();
         options.workers = workers;
-        let speed = speed::feed(&images.train, &feed_plan, &options, time)?;
+        let speed = speed::feed(&images.train, &feed_plan, &options, args.seconds)?;
         if !args.json {
             write!(stdout, "{speed}")?;
         }

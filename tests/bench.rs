@@ -1,0 +1,66 @@
+//! `bench feed` as a user runs it: numbers that belong together, for one or more numbers of workers.
+
+mod common;
+
+use common::World;
+use serde_json::Value;
+
+#[test]
+fn the_feed_is_measured_stage_by_stage() {
+    let world = World::new();
+    let args = [
+        "bench",
+        "feed",
+        "tiny.toml",
+        "--seconds",
+        "0.5",
+        "--workers",
+        "2,1",
+        "--json",
+    ];
+    let report: Value = serde_json::from_str(&world.ok(&args)).unwrap();
+    let number = |value: &Value, key: &str| value[key].as_f64().unwrap_or_else(|| panic!("{key} in {value}"));
+    assert_eq!(report["samples"], 192);
+    assert_eq!(report["workers"], 2, "the first of the counts is the report's own");
+    let scaling = report["scaling"].as_array().unwrap();
+    assert_eq!(scaling.len(), 2);
+    assert_eq!(scaling[1]["workers"], 1);
+    for speed in scaling {
+        let images = number(speed, "images");
+        assert!(images > 0.0);
+        let rate = number(speed, "images_per_s") * number(speed, "seconds");
+        assert!((rate / images - 1.0).abs() < 1e-6);
+        let stages: Vec<f64> = speed["stages"]
+            .as_object()
+            .unwrap()
+            .values()
+            .map(|ms| ms.as_f64().unwrap())
+            .collect();
+        assert_eq!(stages.len(), 8);
+        assert!(stages.iter().all(|&ms| ms >= 0.0), "{speed}");
+        let named = |key: &str| number(&speed["stages"], key);
+        assert!(named("decode") > 0.0 && named("crop") > 0.0, "{speed}");
+        if cfg!(target_os = "linux") {
+            // The stages are the whole, but for rounding and for threads that were between two states.
+            let (sum, whole) = (stages.iter().sum::<f64>(), number(speed, "cpu_ms_per_image"));
+            assert!((sum / whole - 1.0).abs() < 0.05, "{sum} of {whole}");
+            assert!(number(speed, "peak_rss_mb") > 1.0);
+        }
+        assert!(["workers", "reader", "consumer"].contains(&speed["limit"].as_str().unwrap()));
+    }
+}
+
+#[test]
+fn a_person_reads_the_limit() {
+    let world = World::new();
+    let text = world.ok(&["bench", "feed", "tiny.toml", "--seconds", "0.2", "--workers", "1,2"]);
+    for words in ["1 workers: ", "images/s", "decode", "limit: ", "scaling, "] {
+        assert!(text.contains(words), "{words:?} is missing in\n{text}");
+    }
+    let output = world
+        .command(&["bench", "feed", "tiny.toml", "--seconds", "0"])
+        .output()
+        .unwrap();
+    let error = common::text(&output);
+    assert!(output.status.code() == Some(2) && error.contains("above 0"), "{error}");
+}
