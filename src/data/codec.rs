@@ -4,7 +4,8 @@
 //! with a short code. Invariants: limits are checked on the header, before anything is allocated or decoded; a panic inside a
 //! decoder is an error like any other; pixels depend on the bytes and options only, never on what the buffer held before.
 //! Reference: Pillow's `convert("RGB")`: alpha dropped, palettes expanded, the high byte of 16-bit colour, 16-bit grey
-//! clipped at 255, CMYK through the inverted (Adobe) convention. The JPEG decoder of record is zune-jpeg, pinned.
+//! clipped at 255, CMYK through the inverted (Adobe) convention, colour profiles (ICC) and gamma ignored. The JPEG decoder of
+//! record is zune-jpeg, pinned.
 
 mod jpeg;
 mod jpeg_header;

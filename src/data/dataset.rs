@@ -21,11 +21,11 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::Xxh3;
 
 /// Index of a shard in the data set's byte-ordered list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default, serde::Serialize)]
 pub struct ShardId(pub u32);
 
 /// Where one sample lies: it travels with the sample from the plan to the error message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default, serde::Serialize)]
 pub struct SampleKey {
     /// The shard.
     pub shard: ShardId,

@@ -5,6 +5,7 @@
 
 use super::laps::{Part, PartTimes};
 use super::sync::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use crate::data::{SampleKey, ShardId};
 use crossbeam::utils::CachePadded;
 use serde::Serialize;
 use std::sync::Arc;
@@ -47,6 +48,9 @@ pub(crate) struct Gauge {
     since: AtomicU64,
     /// Nanoseconds of a worker by part of its work, while that is measured.
     parts: [AtomicU64; Part::COUNT],
+    /// The sample at hand, for a stall's report: shard and row group, then row + 1 (0: none yet). Two words that may be
+    /// of two samples when a thread is quick; a stall is read from one that stands still.
+    sample: [AtomicU64; 2],
 }
 
 /// All clocks and counters of a feed.
@@ -75,6 +79,7 @@ impl Gauge {
             doing: AtomicU8::new(doing as u8),
             since: AtomicU64::new(0),
             parts: Default::default(),
+            sample: Default::default(),
         }
     }
 
@@ -83,6 +88,23 @@ impl Gauge {
         for (sum, nanos) in self.parts.iter().zip(laps) {
             sum.fetch_add(*nanos, Ordering::Relaxed);
         }
+    }
+
+    /// The thread of this gauge turns to a sample. Only that thread calls it.
+    pub fn at(&self, key: SampleKey) {
+        let group = u64::from(key.shard.0) << 32 | u64::from(key.row_group);
+        self.sample[0].store(group, Ordering::Relaxed);
+        self.sample[1].store(u64::from(key.row) + 1, Ordering::Relaxed);
+    }
+
+    /// The sample that the thread turned to last.
+    pub fn sample(&self) -> Option<SampleKey> {
+        let [group, row] = [0, 1].map(|i| self.sample[i].load(Ordering::Relaxed));
+        Some(SampleKey {
+            shard: ShardId((group >> 32) as u32),
+            row_group: group as u32,
+            row: row.checked_sub(1)? as u32,
+        })
     }
 
     fn doing(&self) -> Doing {
@@ -183,13 +205,21 @@ impl Gauges {
         let named = |stage, for_s| Stall {
             stage,
             for_s,
+            sample: None,
             consumer_waited_s: waited,
         };
         if let Some(for_s) = stuck(&self.reader, Doing::Busy) {
             return Some(named(Stage::Reader, for_s));
         }
-        if let Some(for_s) = self.workers.iter().find_map(|worker| stuck(worker, Doing::Busy)) {
-            return Some(named(Stage::Worker, for_s));
+        let busy = self.workers.iter().filter_map(|worker| {
+            let for_s = stuck(worker, Doing::Busy)?;
+            Some((for_s, worker.sample()))
+        });
+        if let Some((for_s, sample)) = busy.max_by(|a, b| a.0.total_cmp(&b.0)) {
+            return Some(Stall {
+                sample,
+                ..named(Stage::Worker, for_s)
+            });
         }
         // All workers wait for a free slot: batches that were handed out have not come back.
         let full = self
@@ -256,6 +286,8 @@ pub struct Stall {
     pub stage: Stage,
     /// How long it has been at one piece of work, s.
     pub for_s: f64,
+    /// For a worker: the sample that it has been busy with that long. Of several, the one that takes longest.
+    pub sample: Option<SampleKey>,
     /// How long the consumer has waited, s.
     pub consumer_waited_s: f64,
 }
@@ -291,9 +323,24 @@ mod tests {
         gauges.turn(&gauges.workers[1], Doing::WaitingForRoom);
         pause();
         assert_eq!(gauges.stall(limit).unwrap().stage, Stage::Consumer);
+        let slow = SampleKey {
+            shard: ShardId(3),
+            row_group: u32::MAX,
+            row: 7,
+        };
+        assert_eq!(gauges.stall(limit).unwrap().sample, None);
+        gauges.workers[0].at(slow);
         gauges.turn(&gauges.workers[0], Doing::Busy);
         pause();
-        assert_eq!(gauges.stall(limit).unwrap().stage, Stage::Worker);
+        gauges.workers[1].at(SampleKey::default());
+        gauges.turn(&gauges.workers[1], Doing::Busy);
+        pause();
+        let stall = gauges.stall(limit).unwrap();
+        assert_eq!(
+            (stall.stage, stall.sample),
+            (Stage::Worker, Some(slow)),
+            "the slowest decode is named"
+        );
         gauges.turn(&gauges.reader, Doing::Busy);
         pause();
         assert_eq!(gauges.stall(limit).unwrap().stage, Stage::Reader);

@@ -63,7 +63,9 @@ impl Workshop {
             self.gauges.turn(gauge, Doing::Busy);
             let at = self.share.place(position);
             bench.scratch.laps.begin(self.gauges.profile.load(Ordering::Relaxed));
-            let outcome = catch_unwind(AssertUnwindSafe(|| self.fill(&mut bench, &window, at, &mut place)));
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                self.fill(&mut bench, gauge, &window, at, &mut place)
+            }));
             if let Err(error) = outcome.unwrap_or_else(|payload| Err(panicked(&*payload))) {
                 // Say why before the place is dropped: the consumer shall read this and not that it was abandoned.
                 self.board.fail(place.batch(), error);
@@ -114,10 +116,18 @@ impl Workshop {
     }
 
     /// Fills a place with the position's sample, or the first good one after it in the window's cycle.
-    fn fill(&self, bench: &mut Bench, window: &Window, at: share::Place, place: &mut Place) -> Result<(), FeedError> {
+    fn fill(
+        &self,
+        bench: &mut Bench,
+        gauge: &Gauge,
+        window: &Window,
+        at: share::Place,
+        place: &mut Place,
+    ) -> Result<(), FeedError> {
         let index = at.position - window.plan.first;
         let mut attempt = 0;
         while let Some(entry) = window.plan.entry(index, attempt) {
+            gauge.at(entry.key);
             match self.decode(bench, window, &entry) {
                 Ok(()) => {
                     self.render(bench, at, place);

@@ -22,6 +22,59 @@ fn shared(name: &str) -> Option<Dataset> {
     Some(Dataset::open(&path, &Columns::default()).unwrap())
 }
 
+/// Every fixture has Pillow's pixels beside it, and there is one of every kind that Pillow reads and we do.
+#[test]
+fn every_kind_of_colour_has_its_fixture() {
+    let kinds = [
+        "grey.jpg",
+        "cmyk.jpg",
+        "ycck.jpg",
+        "progressive420.jpg",
+        "grey16.png",
+        "rgb16.png",
+        "palette.png",
+        "palette_alpha.png",
+        "rgba.png",
+        "la16.png",
+        "lossy.webp",
+        "alpha.webp",
+        "exif6.jpg",
+        "icc.jpg",
+    ];
+    for kind in kinds {
+        assert!(fixtures().join(kind).is_file(), "{kind}");
+    }
+    let adobe = |name: &str| {
+        let bytes = fixture(name);
+        bytes[bytes.windows(5).position(|w| w == b"Adobe").unwrap() + 11]
+    };
+    assert_eq!(
+        (adobe("cmyk.jpg"), adobe("ycck.jpg")),
+        (0, 2),
+        "Adobe's colour transform"
+    );
+    for (name, chunk) in [("icc.jpg", "ICC_PROFILE"), ("icc.png", "iCCP"), ("icc.webp", "ICCP")] {
+        let bytes = fixture(name);
+        assert!(bytes.windows(chunk.len()).any(|w| w == chunk.as_bytes()), "{name}");
+    }
+    let tested = include_str!("tests.rs");
+    for file in std::fs::read_dir(fixtures()).unwrap() {
+        let name = file.unwrap().file_name().into_string().unwrap();
+        if name.ends_with(".rgb") || name == "sizes.txt" {
+            continue;
+        }
+        assert!(
+            fixtures().join(format!("{name}.rgb")).is_file(),
+            "{name} has no pixels of Pillow's"
+        );
+        // The eight orientations are named by a loop.
+        assert!(
+            name.starts_with("exif") || tested.contains(&format!("\"{name}\"")),
+            "{name} is not tested"
+        );
+    }
+}
+
 /// Size, mean and largest absolute difference against Pillow.
 fn against_pillow(name: &str, expected: &str, options: &DecodeOptions) -> (f64, u8) {
     let sizes = std::fs::read_to_string(fixtures().join("sizes.txt")).unwrap();
@@ -49,6 +102,11 @@ fn png_and_webp_equal_pillow() {
         "rgb.png",
         "palette.png",
         "palette_bits.png",
+        "palette_alpha.png",
+        "rgb_transparent.png",
+        "grey_transparent.png",
+        "icc.png",
+        "icc.webp",
         "bits1.png",
         "grey.png",
         "grey2.png",
@@ -77,6 +135,8 @@ fn jpeg_and_lossy_webp_are_close_to_pillow() {
         ("progressive420.jpg", 0.45, 4),
         ("restart420.jpg", 0.45, 4),
         ("cmyk.jpg", 0.45, 4),
+        ("ycck.jpg", 0.45, 4),
+        ("icc.jpg", 0.05, 2),
         ("lossy.webp", 0.45, 4),
     ] {
         let (m, l) = against_pillow(name, name, &DecodeOptions::default());

@@ -181,3 +181,102 @@ fn a_workers_panic_reaches_the_consumer() {
         );
     }
 }
+
+/// None, one, thirty and all in a hundred: full batches, and a quarantine that says the same, in the same order, for any
+/// number of workers.
+#[test]
+fn any_share_of_bad_rows_gives_full_batches_and_one_quarantine() {
+    const SHARDS: &[&[usize]] = &[&[40, 30], &[50], &[20, 60]];
+    for percent in [0, 1, 30] {
+        let is_bad = |i: u64| (i * 37 + 11) % 100 < percent;
+        let images = images(SHARDS, is_bad);
+        let all = bytes_of(&images.dataset);
+        for window_bytes in [all / 2, all] {
+            // Two epochs: a bad row is met again, and told of once.
+            let plan = plan(SHUFFLED, 20, window_bytes);
+            let first = run(&images.dataset, &plan, &options(1, 2), 0, 20);
+            for batch in &first {
+                assert!(batch.keys.len() == 20 && batch.present.iter().all(|&present| present));
+                assert!(
+                    batch.labels.iter().all(|&label| !is_bad(label as u64)),
+                    "a substitute is good"
+                );
+            }
+            let rejects: Vec<&Reject> = first.iter().flat_map(|batch| &batch.rejects).collect();
+            let mut labels: Vec<u64> = rejects.iter().map(|reject| named(reject, SHARDS)).collect();
+            labels.sort_unstable();
+            assert_eq!(
+                labels,
+                (0..200).filter(|&i| is_bad(i)).collect::<Vec<_>>(),
+                "each bad row once"
+            );
+            for workers in WORKERS {
+                let seen = run(&images.dataset, &plan, &options(workers, 4), 0, 20);
+                assert!(seen == first, "{percent} %, {workers} workers");
+            }
+        }
+    }
+    let images = images(SHARDS, |_| true);
+    for window_bytes in [0, bytes_of(&images.dataset)] {
+        let plan = plan(SHUFFLED, 20, window_bytes);
+        for workers in WORKERS {
+            let (batches, error) = until_error(&images, &plan, &options(workers, 3));
+            assert!(
+                batches == 0 && matches!(error, FeedError::AllBad { epoch: 0, .. }),
+                "{error}"
+            );
+            assert!(
+                error.to_string().contains("can be decoded") && !error.hints().is_empty(),
+                "{error}"
+            );
+        }
+    }
+}
+
+/// The sample's number, from its key; its name and reason must be that sample's.
+fn named(reject: &Reject, shards: &[&[usize]]) -> u64 {
+    let shard = reject.key.shard.0 as usize;
+    let before: usize = shards[..shard].iter().flat_map(|groups| *groups).sum();
+    let groups: usize = shards[shard][..reject.key.row_group as usize].iter().sum();
+    let number = (before + groups) as u64 + u64::from(reject.key.row);
+    assert_eq!(reject.shard, format!("s{shard}.parquet"));
+    assert_eq!(reject.path, Some(format!("image-{number}.jpg")));
+    let (code, words) = if number.is_multiple_of(5) {
+        ("null", "no image")
+    } else {
+        ("truncated", "truncated JPEG")
+    };
+    assert!(reject.code == code && reject.reason.contains(words), "{reject:?}");
+    number
+}
+
+/// A rate that is broken ends the run at the step at which the plain loop's count breaks it, for any number of workers.
+#[test]
+fn the_rate_ends_the_run_at_the_same_step() {
+    let images = images(&[&[300], &[500], &[400]], |i| (i * 37 + 11) % 100 < 30 && i > 200);
+    let plan = plan(SHUFFLED, 40, bytes_of(&images.dataset) / 2);
+    // 1200 samples: judged from the thousandth try on.
+    let limit = |workers| FeedOptions {
+        max_bad_fraction: 0.2,
+        ..options(workers, 3)
+    };
+    let mut steps = Vec::new();
+    for workers in WORKERS {
+        let (batches, error) = until_error(&images, &plan, &limit(workers));
+        let text = error.to_string();
+        let FeedError::TooManyBad { step, bad, tried, .. } = error else {
+            panic!("{error}")
+        };
+        assert!(
+            batches as u64 == step && tried >= 1000 && bad as f64 > 0.2 * tried as f64,
+            "{text}"
+        );
+        assert!(
+            text.contains("cannot be decoded") && text.contains("feed.max_bad_fraction = 0.2"),
+            "{text}"
+        );
+        steps.push((step, bad, tried, text));
+    }
+    steps.dedup();
+    assert_eq!(steps.len(), 1, "{steps:?}");
+}

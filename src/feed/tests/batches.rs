@@ -23,33 +23,111 @@ fn batches_are_those_of_the_plain_loop() {
     }
 }
 
+/// What `inspect batches` prints: step, pixels, keys.
+fn digests(
+    dataset: &Arc<Dataset>,
+    plan: &FeedPlan,
+    options: &FeedOptions,
+    start: u64,
+    steps: usize,
+) -> Vec<(u64, u64, u64)> {
+    let mut feed = Feed::start(dataset.clone(), plan.clone(), options, start).unwrap();
+    (0..steps)
+        .map(|_| feed.next().unwrap().unwrap())
+        .map(|batch| (batch.step, batch.pixels_digest(), batch.keys_digest()))
+        .collect()
+}
+
+/// Budgets from nothing (a row group a window) over parts of the data set to more than all of it.
+fn budgets(all: u64) -> [u64; 7] {
+    [0, all / 6, all / 2, all - 1, all, 2 * all, u64::MAX]
+}
+
+#[test]
+fn workers_and_slots_change_nothing_under_any_window() {
+    let images = images(UNEVEN, |i| i % 13 == 3);
+    let mut first = None;
+    for window_bytes in budgets(bytes_of(&images.dataset)) {
+        let plan = plan(SHUFFLED, 8, window_bytes);
+        let expected = digests(&images.dataset, &plan, &options(1, 2), 0, 15);
+        let distinct: HashSet<u64> = expected.iter().map(|digest| digest.1).collect();
+        assert_eq!(distinct.len(), 15);
+        for workers in WORKERS {
+            for ring in 2..=8 {
+                assert_eq!(
+                    digests(&images.dataset, &plan, &options(workers, ring), 0, 15),
+                    expected,
+                    "{workers} workers, {ring} slots, a budget of {window_bytes} bytes"
+                );
+            }
+        }
+        // The window is part of the order, until it holds everything.
+        let whole = window_bytes >= bytes_of(&images.dataset);
+        let full = if whole {
+            first.get_or_insert(expected.clone())
+        } else {
+            &expected
+        };
+        assert_eq!(*full, expected, "a full shuffle is one, whatever the budget beyond it");
+    }
+}
+
+/// Every step of two epochs as a start, so across both their ends, for windows below and above the data set.
 #[test]
 fn any_start_step_gives_the_rest_of_the_same_run() {
     let images = images(UNEVEN, |i| i % 7 == 3);
-    let plan = plan(SHUFFLED, 8, bytes_of(&images.dataset) / 2);
-    let whole: Vec<Seen> = (0..18)
-        .map(|step| specification(&images.dataset, &plan, step))
-        .collect();
-    for start in 0..16 {
-        let rest = run(
-            &images.dataset,
-            &plan,
-            &options(1 + start as u32 % 3, 2 + start as u32 % 4),
-            start,
-            3,
-        );
-        for (seen, expected) in rest.iter().zip(&whole[start as usize..]) {
-            // Rejects depend on what the run has met before; everything else does not.
-            assert!(
-                Seen {
+    let all = bytes_of(&images.dataset);
+    for window_bytes in [0, all / 3, all / 2, all] {
+        let plan = plan(SHUFFLED, 8, window_bytes);
+        let whole: Vec<Seen> = (0..18)
+            .map(|step| specification(&images.dataset, &plan, step))
+            .collect();
+        for start in 0..16 {
+            let workers = WORKERS[start as usize % WORKERS.len()];
+            let rest = run(
+                &images.dataset,
+                &plan,
+                &options(workers, 2 + start as u32 % 7),
+                start,
+                3,
+            );
+            assert_eq!(rest.len(), 3.min(18 - start as usize));
+            for (seen, expected) in rest.iter().zip(&whole[start as usize..]) {
+                // Rejects depend on what the run has met before; everything else does not.
+                let bare = |seen: &Seen| Seen {
                     rejects: vec![],
                     ..seen.clone()
-                } == Seen {
-                    rejects: vec![],
-                    ..expected.clone()
-                }
-            );
+                };
+                assert!(bare(seen) == bare(expected), "start {start}, step {}", seen.step);
+            }
         }
+    }
+}
+
+/// A run that is stopped and continued again and again, each time with other workers and slots, and with a batch or two
+/// fetched ahead that are lost, is the run that never stopped; the quarantine too.
+#[test]
+fn a_resume_of_a_resume_is_the_same_run() {
+    let images = images(UNEVEN, |i| i % 5 == 3);
+    let all = bytes_of(&images.dataset);
+    for window_bytes in [all / 3, all] {
+        let plan = plan(SHUFFLED, 8, window_bytes);
+        let whole = run(&images.dataset, &plan, &options(2, 4), 0, 30);
+        let (mut seen, mut state) = (Vec::new(), QuarantineState::default());
+        for (turn, steps) in [1, 5, 2, 7, 1, 6, 8].into_iter().enumerate() {
+            let options = options(WORKERS[turn % WORKERS.len()], 2 + turn as u32);
+            let start = seen.len() as u64;
+            let mut feed = Feed::start(images.dataset.clone(), plan.clone(), &options, start).unwrap();
+            feed.restore_quarantine(state);
+            for _ in 0..steps {
+                seen.push(Seen::from(feed.next().unwrap().unwrap()));
+            }
+            for _ in 0..turn % 3 {
+                feed.next().unwrap().unwrap();
+            }
+            state = feed.quarantine_state_after(seen.len() as u64 - 1).unwrap();
+        }
+        assert!(seen == whole);
     }
 }
 
@@ -67,12 +145,13 @@ fn an_epoch_has_each_sample_once_but_for_the_dropped_tail() {
 }
 
 #[test]
-fn ranks_give_the_slices_of_the_same_global_batches() {
+fn ranks_side_by_side_give_the_same_global_batches() {
     let images = images(UNEVEN, |i| i % 9 == 0);
     for passes in [SHUFFLED, Passes::Sequential] {
         let alone = plan(passes, 8, bytes_of(&images.dataset) / 3);
         let expected = run(&images.dataset, &alone, &options(2, 3), 1, 10);
-        for world in [2, 4] {
+        assert!(expected.len() >= 7);
+        for world in [1, 2, 4, 8] {
             let share = (8 / world) as usize;
             for rank in 0..world {
                 let mine = FeedPlan {
@@ -81,6 +160,8 @@ fn ranks_give_the_slices_of_the_same_global_batches() {
                     ..alone.clone()
                 };
                 let seen = run(&images.dataset, &mine, &options(3, 2), 1, 10);
+                // A rank beyond the end of a short last batch gets none.
+                assert!(seen.len() + 1 >= expected.len());
                 for (seen, global) in seen.iter().zip(&expected) {
                     let first = rank as usize * share;
                     let slice = first..(first + share).min(global.keys.len());

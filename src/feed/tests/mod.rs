@@ -2,7 +2,11 @@
 
 mod bad;
 mod batches;
+mod golden;
+mod hostile;
 mod protocol;
+mod shuffle;
+mod windows;
 
 use super::*;
 use crate::data::dataset::Columns;
@@ -121,6 +125,24 @@ fn plan(passes: Passes, batch_size: u32, window_bytes: u64) -> FeedPlan {
         window_bytes,
         seed: 11,
     }
+}
+
+/// Numbers of workers that must all give the same.
+const WORKERS: [u32; 5] = [1, 2, 3, 7, 16];
+
+/// Runs `body`; if it has not come to its end within a minute, the test fails and says so, instead of hanging for ever.
+fn watched<T: Send + 'static>(what: &str, body: impl FnOnce() -> T + Send + 'static) -> T {
+    let (send, receive) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let result = body();
+        // The test may have given up.
+        let _ = send.send(());
+        result
+    });
+    if let Err(std::sync::mpsc::RecvTimeoutError::Timeout) = receive.recv_timeout(std::time::Duration::from_secs(60)) {
+        panic!("{what}: a minute went by without an end, the feed hangs");
+    }
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 const SHUFFLED: Passes = Passes::Shuffled { seed: 5 };
