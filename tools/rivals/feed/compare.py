@@ -43,15 +43,14 @@ def command(name, workers, args):
 
 
 def run(name, workers, args):
-    """The last JSON object that a run prints, or what it said before it failed."""
+    """The JSON object that a run prints last, or what it said before it failed."""
     done = subprocess.run(command(name, workers, args), capture_output=True, text=True)
-    objects = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode == 0 and objects:
-        return json.loads(objects[-1])
-    if done.returncode == 0:  # one object over many lines
-        return json.loads(done.stdout)
-    said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
-    return {"error": f"exit status {done.returncode}: {said}"}
+    if done.returncode == 0:
+        # One object, on one line or on several; a library may have printed before it.
+        start = done.stdout.rfind("\n{") + 1
+        return json.loads(done.stdout[start:])
+    said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()
+    return {"error": f"exit status {done.returncode}: {said[-1]}"}
 
 
 def measure(names, args):

@@ -1,7 +1,7 @@
 """NVIDIA DALI with every operator on the CPU; the Parquet's bytes come in through `external_source`, since DALI reads none.
 
-Differs from Pillow: one colour twist for the jitter, a 3x3 matrix in a fixed order with hue as a rotation; a true Gaussian with a window of
-three sigma each way. The resize is bicubic with antialiasing. `--workers` are threads of DALI's pool; 0 is one thread.
+Differs from Pillow: one colour twist for the jitter, a 3x3 matrix in a fixed order, with hue as a rotation and contrast about middle grey
+instead of the image's mean; a true Gaussian with a window of three sigma each way. The resize is bicubic with antialiasing. `--workers` are threads of DALI's pool; 0 is one thread.
 """
 
 import measure  # first: pins the threads

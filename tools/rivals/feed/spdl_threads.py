@@ -26,6 +26,7 @@ class Feed:
         self.views = [compose(view, work) for view in work.views]
         self.stack = (lambda views: torch.stack(views)) if work.float else np.stack
         self.batch, self.threads = work.batch, max(1, work.workers)
+        self.pair(0)  # FFmpeg is loaded at the first use: here its absence is a plain error
 
     def pair(self, index):
         pixels = spdl.io.to_numpy(spdl.io.load_image(self.encoded[index].to_pybytes(), filter_desc=RGB))
