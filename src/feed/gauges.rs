@@ -3,10 +3,11 @@
 //! In: relaxed counters, one cache line a thread. Out: [`GaugesSnapshot`].
 //! Invariant: only read by people and tests of liveness; no decision of the feed depends on a clock.
 
-use super::sync::{AtomicU8, AtomicU64, Ordering};
 use crossbeam::utils::CachePadded;
 use serde::Serialize;
 use std::sync::Arc;
+// std's also under loom: what orders nothing need not be modelled.
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// What a thread is doing.

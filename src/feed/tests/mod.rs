@@ -2,7 +2,10 @@
 
 mod bad;
 mod batches;
+pub(crate) mod chaos;
+mod ends;
 mod protocol;
+mod stress;
 
 use super::*;
 use crate::data::dataset::Columns;
@@ -13,9 +16,6 @@ use ::arrow::datatypes::{DataType, Field};
 use parquet::arrow::ArrowWriter;
 use std::path::Path;
 use view::{Scratch, View, ViewsOptions};
-
-/// With this seed the worker panics at position 19 of each epoch.
-pub(crate) const PANIC_SEED: u64 = 0x0BAD_5EED;
 
 const SIDE: u32 = 12;
 
@@ -148,6 +148,12 @@ struct Seen {
 
 impl From<Batch> for Seen {
     fn from(batch: Batch) -> Self {
+        Self::from(&batch)
+    }
+}
+
+impl From<&Batch> for Seen {
+    fn from(batch: &Batch) -> Self {
         assert_eq!(
             batch.pixels().len(),
             batch.views() * batch.len() * (SIDE * SIDE * 3) as usize
