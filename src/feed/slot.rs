@@ -80,14 +80,14 @@ unsafe impl SlotBytes for HeapBytes {
 }
 
 /// Tests: memory that knows how many of its buffers live.
-#[cfg(test)]
+#[cfg(all(test, not(vicreg_loom)))]
 #[derive(Clone, Default)]
 pub(crate) struct CountedMemory(pub Arc<std::sync::atomic::AtomicUsize>);
 
-#[cfg(test)]
+#[cfg(all(test, not(vicreg_loom)))]
 struct CountedBytes(Box<dyn SlotBytes>, CountedMemory);
 
-#[cfg(test)]
+#[cfg(all(test, not(vicreg_loom)))]
 impl SlotMemory for CountedMemory {
     fn allocate(&mut self, len: usize) -> Result<Box<dyn SlotBytes>, Box<dyn std::error::Error + Send + Sync>> {
         let bytes = HeapMemory.allocate(len)?;
@@ -97,7 +97,7 @@ impl SlotMemory for CountedMemory {
 }
 
 // SAFETY: the inner bytes as they are.
-#[cfg(test)]
+#[cfg(all(test, not(vicreg_loom)))]
 unsafe impl SlotBytes for CountedBytes {
     fn as_ptr(&self) -> NonNull<u8> {
         self.0.as_ptr()
@@ -107,7 +107,7 @@ unsafe impl SlotBytes for CountedBytes {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(vicreg_loom)))]
 impl Drop for CountedBytes {
     fn drop(&mut self) {
         self.1.0.fetch_sub(1, Ordering::Relaxed);

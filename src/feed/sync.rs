@@ -91,7 +91,8 @@ pub(crate) fn inherit(body: impl FnOnce() + Send + 'static) -> impl FnOnce() + S
 /// remembered by the thread's token. Only a thread that sleeps, and the one that wakes it, touch the mutex.
 #[derive(Debug, Default)]
 pub(crate) struct Sleeper {
-    /// True from before the last look at the condition until someone wakes the thread.
+    /// True from before the last look at the condition until someone wakes the thread. Changed by swaps only: loom does
+    /// not know a swap's place among plain stores, and a thread on its way to bed is in no hurry.
     asleep: AtomicBool,
     bed: Bed,
 }
@@ -115,11 +116,11 @@ impl Sleeper {
         let mut since = Instant::now();
         loop {
             self.bed.lie_down();
-            self.asleep.store(true, Ordering::Release);
+            self.asleep.swap(true, Ordering::Release);
             // Pairs with the fence in `wake`.
             fence(Ordering::SeqCst);
             if let Some(value) = ready() {
-                self.asleep.store(false, Ordering::Relaxed);
+                self.asleep.swap(false, Ordering::Relaxed);
                 return value;
             }
             at(Point::Sleep);
@@ -134,7 +135,7 @@ impl Sleeper {
                 None => self.bed.sleep(None),
             }
             if let Some(value) = ready() {
-                self.asleep.store(false, Ordering::Relaxed);
+                self.asleep.swap(false, Ordering::Relaxed);
                 return value;
             }
         }
