@@ -138,6 +138,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "statistics: slow there")]
     fn uniform_and_normal_have_their_moments() {
         let mut rng = Philox::new(7, Domain::View, 0, 0, 0);
         let n = 20_000;

@@ -101,7 +101,7 @@ impl Board {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(vicreg_loom)))]
 mod tests {
     use super::*;
 

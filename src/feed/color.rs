@@ -104,11 +104,15 @@ pub fn solarize(lanes: Lanes, pixels: &mut [u8], threshold: u8) {
 /// wrap-around. A shift that rounds to 0 is not the identity: the trip through HSV itself loses.
 pub fn hue(lanes: Lanes, pixels: &mut [u8], turns: f64) {
     let shift = i32::from((turns * 255.0) as i32 as u8);
-    each(
-        lanes,
-        pixels,
+    lanes.run(
         #[inline(always)]
-        |point| turned(point, shift),
+        || {
+            by_blocks(
+                split(pixels),
+                #[inline(always)]
+                |block| choose(&mix(&rank(block), shift)),
+            );
+        },
     );
 }
 
@@ -118,11 +122,11 @@ fn each(lanes: Lanes, pixels: &mut [u8], pass: impl Fn([u8; 3]) -> [u8; 3]) {
     lanes.run(
         #[inline(always)]
         || {
-            by_blocks::<64>(
+            by_blocks(
                 split(pixels),
                 #[inline(always)]
-                |[mut red, mut green, mut blue]| {
-                    for i in 0..64 {
+                |[mut red, mut green, mut blue]: Block| {
+                    for i in 0..BLOCK {
                         [red[i], green[i], blue[i]] = pass([red[i], green[i], blue[i]]);
                     }
                     [red, green, blue]
@@ -132,58 +136,115 @@ fn each(lanes: Lanes, pixels: &mut [u8], pass: impl Fn([u8; 3]) -> [u8; 3]) {
     );
 }
 
-/// One colour through Pillow's `rgb2hsv`, the shift and its `hsv2rgb`; selections instead of branches.
-#[inline(always)]
-fn turned([r, g, b]: [u8; 3], shift: i32) -> [u8; 3] {
-    let (r, g, b) = (i32::from(r), i32::from(g), i32::from(b));
-    let (high, low) = (r.max(g).max(b), r.min(g).min(b));
-    let hue = (hue_byte(r, g, b, high, low) + shift) & 255;
-    // Pillow multiplies the f32 quotient by 255 and cuts off; this is the same for all 32,640 pairs.
-    let saturation = truncate((255 * (high - low)) as f32 / high.max(1) as f32);
+/// Colours that a pass takes at once: bytes of a register of 512 bits.
+const BLOCK: usize = 64;
+type Block = [[u8; BLOCK]; 3];
 
-    // hue * 6 / 255 as whole sextants (2 hue / 85) and 85ths of one.
-    let sextant = (hue * 193) >> 13;
-    let part = 2 * hue - 85 * sextant;
-    let part = if sextant & 1 == 0 { 85 - part } else { part };
-    // Pillow's p = v (1 - s) and its t = v (1 - s (1 - f)) or q = v (1 - s f), rounded. Over 255 * 85 they have no ties, and
-    // f32 with these operations rounds none of the 5.6 million cases wrong.
-    const WHOLE: f32 = 255.0 * 85.0;
-    let weight = (high * saturation) as f32;
-    let top = high as f32 + 0.5;
-    let least = truncate(top - weight * (85.0 / WHOLE));
-    let middle = truncate(top - weight * (part as f32 * (1.0 / WHOLE)));
-
-    // Sextant 6 is hue 255, which is hue 0 again.
-    let is = |a: i32, b: i32| (sextant == a) | (sextant == b);
-    let first = is(0, 6);
-    let select = |highest: bool, between: bool| match (highest, between) {
-        (true, _) => high,
-        (_, true) => middle,
-        _ => least,
-    };
-    [
-        select(first | (sextant == 5), is(1, 4)) as u8,
-        select(is(1, 2), first | (sextant == 3)) as u8,
-        select(is(3, 4), is(2, 5)) as u8,
-    ]
+/// A block's channels by size. Bytes, so that the comparisons fill whole registers.
+struct Ranked {
+    high: [u8; BLOCK],
+    /// Highest less middle channel.
+    rest: [u8; BLOCK],
+    /// Highest less lowest.
+    range: [u8; BLOCK],
+    /// The hue, in sextants, is `base + rest / range`, or `base - rest / range` if `minus`.
+    base: [i8; BLOCK],
+    minus: [bool; BLOCK],
 }
 
-/// Pillow's 8-bit hue. For a grey it is not 0 here as it is there: with saturation 0 it has no effect.
+/// The values that an output channel can have, and the sextant, which says which.
+struct Mixed {
+    high: [u8; BLOCK],
+    middle: [u8; BLOCK],
+    least: [u8; BLOCK],
+    sextant: [u8; BLOCK],
+}
+
+#[inline(always)]
+fn rank([red, green, blue]: Block) -> Ranked {
+    let mut ranked = Ranked {
+        high: [0; BLOCK],
+        rest: [0; BLOCK],
+        range: [0; BLOCK],
+        base: [0; BLOCK],
+        minus: [false; BLOCK],
+    };
+    for i in 0..BLOCK {
+        let (r, g, b) = (red[i], green[i], blue[i]);
+        let (high, low) = (r.max(g).max(b), r.min(g).min(b));
+        let middle = r.min(g).max(r.max(g).min(b));
+        // Pillow's bc - gc, 2 + rc - bc and 4 + gc - rc, where the lowest channel's share is 1 and the highest one's 0.
+        let for_red = if g >= b { (1, true) } else { (-1, false) };
+        let for_green = if r >= b { (1, false) } else { (3, true) };
+        let for_blue = if r >= g { (5, true) } else { (3, false) };
+        let base = if g == high { for_green } else { for_blue };
+        (ranked.base[i], ranked.minus[i]) = if r == high { for_red } else { base };
+        (ranked.high[i], ranked.rest[i], ranked.range[i]) = (high, high - middle, high - low);
+    }
+    ranked
+}
+
+/// Pillow's `rgb2hsv`, the shift, and the arithmetic of its `hsv2rgb`.
+#[inline(always)]
+fn mix(ranked: &Ranked, shift: i32) -> Mixed {
+    let mut mixed = Mixed {
+        high: ranked.high,
+        middle: [0; BLOCK],
+        least: [0; BLOCK],
+        sextant: [0; BLOCK],
+    };
+    for i in 0..BLOCK {
+        let (high, range) = (i32::from(ranked.high[i]), i32::from(ranked.range[i]));
+        let share = f32::from(ranked.rest[i]) / range.max(1) as f32;
+        let share = if ranked.minus[i] { -share } else { share };
+        let hue = (hue_byte(f32::from(ranked.base[i]) + share) + shift) & 255;
+        // Pillow multiplies the f32 quotient by 255 and cuts off; this is the same for all 32,640 pairs.
+        let saturation = truncate((255 * range) as f32 / high.max(1) as f32);
+
+        // hue * 6 / 255 as whole sextants (2 hue / 85) and 85ths of one.
+        let sextant = (hue * 193) >> 13;
+        let part = 2 * hue - 85 * sextant;
+        let part = if sextant & 1 == 0 { 85 - part } else { part };
+        // Pillow's p = v (1 - s) and its t = v (1 - s (1 - f)) or q = v (1 - s f), rounded. Over 255 * 85 they have no ties,
+        // and f32 with these operations rounds none of the 5.6 million cases wrong.
+        const WHOLE: f32 = 255.0 * 85.0;
+        let weight = (high * saturation) as f32;
+        let top = high as f32 + 0.5;
+        mixed.least[i] = truncate(top - weight * (85.0 / WHOLE)) as u8;
+        mixed.middle[i] = truncate(top - weight * (part as f32 * (1.0 / WHOLE))) as u8;
+        mixed.sextant[i] = sextant as u8;
+    }
+    mixed
+}
+
+/// Pillow's 8-bit hue from the hue in sextants, -1..=5. (For a grey it is not 0 as it is there: with saturation 0 it has no
+/// effect.)
 ///
-/// With the middle channel's share of the range, the hue is `base + share` or `base - share`, rounded to f32 once, as in its
-/// C. Then it divides by 6, takes the fraction and multiplies by 255, with a rounding each. Two products round to the same
+/// Pillow's C divides by 6, takes the fraction and multiplies by 255, with a rounding each. Two products round to the same
 /// byte in all 197,000 cases: the constants were found by search over m/n * (85 n / 2 m).
 #[inline(always)]
-fn hue_byte(r: i32, g: i32, b: i32, high: i32, low: i32) -> i32 {
-    let middle = r + g + b - high - low;
-    let share = (high - middle) as f32 / (high - low).max(1) as f32;
-    let for_red = if g >= b { 1.0 - share } else { share - 1.0 };
-    let for_green = if r >= b { 1.0 + share } else { 3.0 - share };
-    let for_blue = if r >= g { 5.0 - share } else { 3.0 + share };
-    let hue = if g == high { for_green } else { for_blue };
-    let hue = if r == high { for_red } else { hue };
-    let byte = hue * (511.0 / 3.0) * (85.0 * 3.0 / (2.0 * 511.0));
+fn hue_byte(sextants: f32) -> i32 {
+    let byte = sextants * (511.0 / 3.0) * (85.0 * 3.0 / (2.0 * 511.0));
     truncate(if byte < 0.0 { byte + 255.0 } else { byte })
+}
+
+/// Which channel gets which value. Sextant 6 is hue 255, which is hue 0 again.
+#[inline(always)]
+fn choose(mixed: &Mixed) -> Block {
+    let [mut red, mut green, mut blue] = [[0; BLOCK]; 3];
+    for i in 0..BLOCK {
+        let (high, middle, least) = (mixed.high[i], mixed.middle[i], mixed.least[i]);
+        let is = |a: u8, b: u8| (mixed.sextant[i] == a) | (mixed.sextant[i] == b);
+        let first = is(0, 6);
+        let select = |highest: bool, between: bool| {
+            let lower = if between { middle } else { least };
+            if highest { high } else { lower }
+        };
+        red[i] = select(first | is(5, 5), is(1, 4));
+        green[i] = select(is(1, 2), first | is(3, 3));
+        blue[i] = select(is(3, 4), is(2, 5));
+    }
+    [red, green, blue]
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! Invariant: a ticket exists once: made here only, neither `Clone` nor `Copy`, spent by value. The safety of `slot`
 //! rests on it.
 
-use super::sync::{AtomicU64, Ordering};
+use super::sync::{AtomicU64, Ordering, Point, at};
 use crossbeam::utils::CachePadded;
 
 /// Hands out each local position once.
@@ -49,6 +49,7 @@ impl Cursor {
 
     /// The next position, and its tickets; `None` at the end.
     pub fn claim(&self) -> Option<(u64, WindowTicket, SlotTicket)> {
+        at(Point::Claim);
         let position = self.next.fetch_add(1, Ordering::Relaxed);
         let claim = || Claim {
             cursor: self.id,

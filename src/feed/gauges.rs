@@ -4,11 +4,12 @@
 //! Invariant: only read by people and tests of liveness; no decision of the feed depends on a clock.
 
 use super::laps::{Part, PartTimes};
-use super::sync::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use crate::data::{SampleKey, ShardId};
 use crossbeam::utils::CachePadded;
 use serde::Serialize;
 use std::sync::Arc;
+// std's also under loom: what orders nothing need not be modelled.
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// What a thread is doing.

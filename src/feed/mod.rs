@@ -37,7 +37,10 @@ mod sync;
 pub mod view;
 mod worker;
 
-#[cfg(test)]
+#[cfg(all(test, vicreg_loom))]
+#[path = "tests/models.rs"]
+mod models;
+#[cfg(all(test, not(vicreg_loom)))]
 mod tests;
 
 pub use batch::Batch;
@@ -272,7 +275,7 @@ impl Feed {
     fn spawn(&mut self, name: String, body: impl FnOnce() + Send + 'static) -> Result<(), FeedError> {
         let thread = thread::Builder::new()
             .name(name)
-            .spawn(body)
+            .spawn(sync::inherit(body))
             .map_err(FeedError::Thread)?;
         self.threads.push(thread);
         Ok(())
@@ -280,8 +283,9 @@ impl Feed {
 
     /// The next batch, as soon as it is full; `None` after the last one of a sequential pass.
     ///
-    /// Errors come at the batch that they spoil, after all earlier batches; after an error the feed has ended. A caller
-    /// that keeps as many batches as the ring has slots waits for ever: drop them, or have another thread do so.
+    /// Errors come at the batch that they spoil, after all earlier batches; after an error the feed has ended. Batch b +
+    /// R needs the slot of batch b (R slots): a caller that still keeps it waits for ever, unless another thread drops
+    /// it.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Batch>, FeedError> {
         if self.ended {

@@ -9,7 +9,7 @@ use super::board::Board;
 use super::cursor::{Cursor, SlotTicket};
 use super::share::Share;
 use super::slot::{Place, Shape, Slot, SlotBytes, Taken};
-use crossbeam::queue::ArrayQueue;
+use super::sync::ArrayQueue;
 use std::sync::Arc;
 
 /// Shared by workers, consumer and batches; the slots' memory lives as long as one of them.

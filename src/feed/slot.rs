@@ -18,7 +18,7 @@ use super::board::Board;
 use super::cursor::{Cursor, SlotTicket, WindowTicket};
 use super::order::WINDOW_PLACES;
 use super::quarantine::Reject;
-use super::sync::{AtomicU8, AtomicU32, AtomicU64, Ordering, UnsafeCell};
+use super::sync::{AtomicU8, AtomicU32, AtomicU64, Ordering, Point, UnsafeCell, at};
 use crate::data::SampleKey;
 use crossbeam::utils::CachePadded;
 use std::marker::PhantomData;
@@ -76,6 +76,41 @@ unsafe impl SlotBytes for HeapBytes {
     }
     fn len(&self) -> usize {
         self.0.len()
+    }
+}
+
+/// Tests: memory that knows how many of its buffers live.
+#[cfg(all(test, not(vicreg_loom)))]
+#[derive(Clone, Default)]
+pub(crate) struct CountedMemory(pub Arc<std::sync::atomic::AtomicUsize>);
+
+#[cfg(all(test, not(vicreg_loom)))]
+struct CountedBytes(Box<dyn SlotBytes>, CountedMemory);
+
+#[cfg(all(test, not(vicreg_loom)))]
+impl SlotMemory for CountedMemory {
+    fn allocate(&mut self, len: usize) -> Result<Box<dyn SlotBytes>, Box<dyn std::error::Error + Send + Sync>> {
+        let bytes = HeapMemory.allocate(len)?;
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(Box::new(CountedBytes(bytes, self.clone())))
+    }
+}
+
+// SAFETY: the inner bytes as they are.
+#[cfg(all(test, not(vicreg_loom)))]
+unsafe impl SlotBytes for CountedBytes {
+    fn as_ptr(&self) -> NonNull<u8> {
+        self.0.as_ptr()
+    }
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+#[cfg(all(test, not(vicreg_loom)))]
+impl Drop for CountedBytes {
+    fn drop(&mut self) {
+        self.1.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -162,6 +197,7 @@ impl Slot {
         assert_eq!(ticket.cursor(), self.cursor, "a ticket of another feed");
         let batch = ticket.position() / self.shape.samples as u64;
         let index = (ticket.position() % self.shape.samples as u64) as usize;
+        at(Point::Place);
         // Acquire: pairs with the Release in `Taken::free`; the consumer has done reading, `len` is this batch's.
         if self.state.load(Ordering::Acquire) != open(batch) {
             return Err(ticket);
@@ -181,6 +217,7 @@ impl Slot {
 
     /// The whole slot, once, when every place of `batch` is finished.
     pub fn take(self: &Arc<Self>, batch: u64) -> Option<Taken> {
+        at(Point::Take);
         // Acquire: pairs with the Release in `Taken::free`, so that `missing` is this batch's count and not an older
         // zero.
         if self.state.load(Ordering::Acquire) != open(batch) {
@@ -246,6 +283,7 @@ impl Place<'_> {
 
     /// All written: the last place of a slot wakes the consumer.
     pub fn finish(mut self) {
+        at(Point::Finish);
         self.finished = true;
         self.slot.mark(self.index, LEASED, FINISHED);
         // Release: publishes this place's bytes to `take`, which reads the last decrement and with it all of them.
@@ -295,6 +333,7 @@ impl Taken {
 
     /// Gives the slot back to the workers, for a later batch of `len` samples.
     pub fn free(self, batch: u64, len: u32) {
+        at(Point::Free);
         debug_assert!(batch > self.batch, "a slot goes forward only");
         assert!(
             len as usize <= self.slot.shape.samples,
@@ -381,6 +420,7 @@ impl<T> WindowTable<T> {
                 *hint += 1;
                 continue;
             }
+            at(Point::Pin);
             // Acquire: a bound that belongs to a later window brings the retiring store of `tag` with it, which the
             // second look then sees.
             let (first, end) = (cell.first.load(Ordering::Acquire), cell.end.load(Ordering::Acquire));
@@ -422,6 +462,7 @@ impl<T> std::ops::Deref for Pin<'_, T> {
 impl<T> Pin<'_, T> {
     /// Lets go. True if it was the window's last: its owner then wants to be woken.
     pub fn release(self) -> bool {
+        at(Point::Release);
         let unfinished = self.unfinished;
         std::mem::forget(self);
         // Release: this thread's reading is over. Pairs with the Acquire load in `retire`.
@@ -448,6 +489,7 @@ impl<T> WindowWriter<T> {
             if !open || cell.unfinished.load(Ordering::Acquire) != 0 {
                 return None;
             }
+            at(Point::Retire);
             cell.tag.store(2 * ordinal + 2, Ordering::Release);
             // SAFETY: no pin exists (`unfinished` is 0) and none can be made: every position of the window has had its
             // own. This writer is the only one, borrowed by `&mut self`.
@@ -485,6 +527,7 @@ impl<T> WindowWriter<T> {
         // Release: see `pin`; a thread that still looks at the old window must not take these bounds for its own.
         cell.first.store(self.first, Ordering::Release);
         cell.end.store(end, Ordering::Release);
+        at(Point::Publish);
         // Release: publishes all of the above to `pin`.
         cell.tag.store(2 * self.next + 1, Ordering::Release);
         self.next += 1;

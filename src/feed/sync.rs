@@ -4,10 +4,13 @@
 //! Invariant: a thread that has nothing to do is parked, never spinning, and no wake-up is lost (see [`Sleeper`]).
 //! A data race cannot hide here: sleeping orders nothing, the pixels are ordered by the atomics of `slot`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+#[cfg(not(vicreg_loom))]
+pub(crate) use crossbeam::queue::ArrayQueue;
 #[cfg(vicreg_loom)]
 pub(crate) use loom::{
+    cell::UnsafeCell,
     sync::Mutex,
     sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
     thread,
@@ -18,9 +21,6 @@ pub(crate) use std::{
     sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
     thread,
 };
-
-#[cfg(vicreg_loom)]
-pub(crate) use loom::cell::UnsafeCell;
 
 /// `std::cell::UnsafeCell` with loom's interface: a pointer is handed to a closure, so that loom can watch its life.
 #[cfg(not(vicreg_loom))]
@@ -42,6 +42,48 @@ impl<T> UnsafeCell<T> {
     }
 }
 
+/// A place in the protocol where a test may hold a thread up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Point {
+    /// Before a position is claimed.
+    Claim,
+    /// Before a slot's state is looked at.
+    Place,
+    /// Before a place counts as finished.
+    Finish,
+    /// Before a full slot is looked for.
+    Take,
+    /// Before a slot is given back.
+    Free,
+    /// Between the looks at a window's tag.
+    Pin,
+    /// Before a pin is given up.
+    Release,
+    /// Before a window is opened.
+    Publish,
+    /// Before a window is closed.
+    Retire,
+    /// Before a thread parks.
+    Sleep,
+    /// Between a change and the look for sleepers.
+    Wake,
+}
+
+#[cfg(all(test, not(vicreg_loom)))]
+pub(crate) use super::tests::chaos::{at, inherit};
+
+/// Nothing, but in tests (`tests/chaos.rs`).
+#[cfg(not(all(test, not(vicreg_loom))))]
+#[inline(always)]
+pub(crate) fn at(_: Point) {}
+
+/// A thread's body as it is, but in tests.
+#[cfg(not(all(test, not(vicreg_loom))))]
+#[inline(always)]
+pub(crate) fn inherit(body: impl FnOnce() + Send + 'static) -> impl FnOnce() + Send + 'static {
+    body
+}
+
 /// Where one thread sleeps until a condition that others make true.
 ///
 /// Waiter: `asleep = true`, fence, look again, park. Waker: make it true, fence, look at `asleep`. Of two SeqCst fences
@@ -49,10 +91,10 @@ impl<T> UnsafeCell<T> {
 /// remembered by the thread's token. Only a thread that sleeps, and the one that wakes it, touch the mutex.
 #[derive(Debug, Default)]
 pub(crate) struct Sleeper {
-    /// True from before the last look at the condition until someone wakes the thread.
+    /// True from before the last look at the condition until someone wakes the thread. Changed by swaps only: loom does
+    /// not know a swap's place among plain stores, and a thread on its way to bed is in no hurry.
     asleep: AtomicBool,
-    /// Who sleeps here: set by the sleeper on its way to bed, since a consumer may move between threads.
-    thread: Mutex<Option<thread::Thread>>,
+    bed: Bed,
 }
 
 impl Sleeper {
@@ -71,28 +113,29 @@ impl Sleeper {
         if let Some(value) = ready() {
             return value;
         }
-        let mut since = std::time::Instant::now();
+        let mut since = Instant::now();
         loop {
-            *lock(&self.thread) = Some(thread::current());
-            self.asleep.store(true, Ordering::Release);
+            self.bed.lie_down();
+            self.asleep.swap(true, Ordering::Release);
             // Pairs with the fence in `wake`.
             fence(Ordering::SeqCst);
             if let Some(value) = ready() {
-                self.asleep.store(false, Ordering::Relaxed);
+                self.asleep.swap(false, Ordering::Relaxed);
                 return value;
             }
+            at(Point::Sleep);
             match patience {
                 Some(limit) => {
-                    park_timeout(limit.saturating_sub(since.elapsed()));
+                    self.bed.sleep(Some(limit.saturating_sub(since.elapsed())));
                     if since.elapsed() >= limit {
                         late();
-                        since = std::time::Instant::now();
+                        since = Instant::now();
                     }
                 }
-                None => thread::park(),
+                None => self.bed.sleep(None),
             }
             if let Some(value) = ready() {
-                self.asleep.store(false, Ordering::Relaxed);
+                self.asleep.swap(false, Ordering::Relaxed);
                 return value;
             }
         }
@@ -114,12 +157,79 @@ impl Sleeper {
     }
 
     fn wake_after_fence(&self) {
-        if self.asleep.load(Ordering::Acquire)
-            && self.asleep.swap(false, Ordering::AcqRel)
-            && let Some(thread) = lock(&self.thread).as_ref()
-        {
+        at(Point::Wake);
+        if self.asleep.load(Ordering::Acquire) && self.asleep.swap(false, Ordering::AcqRel) {
+            self.bed.rouse();
+        }
+    }
+}
+
+/// The thread that sleeps: set by itself on its way to bed, since a consumer may move between threads.
+#[cfg(not(vicreg_loom))]
+#[derive(Debug, Default)]
+struct Bed(Mutex<Option<thread::Thread>>);
+
+#[cfg(not(vicreg_loom))]
+impl Bed {
+    fn lie_down(&self) {
+        *lock(&self.0) = Some(thread::current());
+    }
+
+    /// Sleeps until roused, now and then without; returns at once if `rouse` came first.
+    fn sleep(&self, limit: Option<Duration>) {
+        match limit {
+            Some(limit) => thread::park_timeout(limit),
+            None => thread::park(),
+        }
+    }
+
+    fn rouse(&self) {
+        if let Some(thread) = lock(&self.0).as_ref() {
             thread.unpark();
         }
+    }
+}
+
+/// The same with loom's own token, which also wakes without cause. Not loom's `park`: there an `unpark` is lost if the
+/// thread meets a contended mutex before it parks, and it orders more than std's does.
+#[cfg(vicreg_loom)]
+#[derive(Debug, Default)]
+struct Bed(loom::sync::Notify);
+
+#[cfg(vicreg_loom)]
+impl Bed {
+    fn lie_down(&self) {}
+
+    /// loom knows no clock: patience never runs out there.
+    fn sleep(&self, _: Option<Duration>) {
+        self.0.wait();
+    }
+
+    fn rouse(&self) {
+        self.0.notify();
+    }
+}
+
+/// What models have in the place of crossbeam's queue, into which loom cannot see.
+#[cfg(vicreg_loom)]
+pub(crate) struct ArrayQueue<T>(usize, Mutex<std::collections::VecDeque<T>>);
+
+#[cfg(vicreg_loom)]
+impl<T> ArrayQueue<T> {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self(capacity, Mutex::default())
+    }
+
+    pub(crate) fn push(&self, value: T) -> Result<(), T> {
+        let mut queue = lock(&self.1);
+        match queue.len() < self.0 {
+            true => Ok(queue.push_back(value)),
+            false => Err(value),
+        }
+    }
+
+    pub(crate) fn pop(&self) -> Option<T> {
+        lock(&self.1).pop_front()
     }
 }
 
@@ -134,31 +244,21 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> loom::sync::MutexGuard<'_, T> {
     mutex.lock().expect("no code under the lock panics")
 }
 
-#[cfg(not(vicreg_loom))]
-fn park_timeout(limit: Duration) {
-    thread::park_timeout(limit);
-}
-
-/// loom knows no clock: patience never runs out there.
-#[cfg(vicreg_loom)]
-fn park_timeout(_: Duration) {
-    thread::park();
-}
-
-#[cfg(test)]
+#[cfg(all(test, not(vicreg_loom)))]
 mod tests {
     use super::*;
     use std::sync::Arc;
 
-    /// Two threads pass a ball ten thousand times; a lost wake-up would hang the test.
+    /// Two threads pass a ball many times; a lost wake-up would hang the test.
     #[test]
     fn no_wake_up_is_lost() {
+        let rounds = if cfg!(miri) { 100 } else { 10_000 };
         let beds = Arc::new([Sleeper::default(), Sleeper::default()]);
         let ball = Arc::new(AtomicU64::new(0));
         let player = |me: u64| {
             let (beds, ball) = (beds.clone(), ball.clone());
             thread::spawn(move || {
-                for round in 0..10_000 {
+                for round in 0..rounds {
                     let mine = 2 * round + me;
                     beds[me as usize].wait(|| (ball.load(Ordering::Acquire) == mine).then_some(()));
                     ball.store(mine + 1, Ordering::Release);
@@ -169,7 +269,7 @@ mod tests {
         let (first, second) = (player(0), player(1));
         first.join().unwrap();
         second.join().unwrap();
-        assert_eq!(ball.load(Ordering::Relaxed), 20_000);
+        assert_eq!(ball.load(Ordering::Relaxed), 2 * rounds);
     }
 
     #[test]

@@ -200,6 +200,7 @@ impl ViewOptions {
         let flip = steps.clone().any(|step| matches!(step, Step::Flip));
         planes::gather(lanes, crop, side, flip, planes);
         laps.lap(Part::Planes);
+        let mut equal = false;
         for step in steps {
             let part = match step {
                 Step::Flip => Part::Planes,
@@ -210,9 +211,17 @@ impl ViewOptions {
                 Step::Flip => {}
                 Step::Jitter(jitter) => jitter.apply(lanes, planes),
                 Step::Grey => color::grey(lanes, planes),
+                Step::Blur(sigma) if equal => {
+                    let plane = side * side;
+                    blur::gaussian(lanes, &mut planes[..plane], side, side, sigma, blur);
+                    planes.copy_within(..plane, plane);
+                    planes.copy_within(..plane, 2 * plane);
+                }
                 Step::Blur(sigma) => blur::gaussian(lanes, planes, side, side, sigma, blur),
                 Step::Solarize => color::solarize(lanes, planes, self.solarize_threshold),
             }
+            // Of a grey view, one plane stands for all; the passes of jitter leave it grey but for rounding.
+            equal = matches!(step, Step::Grey) || (equal && !matches!(step, Step::Jitter(_)));
             laps.lap(part);
         }
         planes::scatter(lanes, planes, out);

@@ -58,6 +58,10 @@ impl Workshop {
         let mut bench = Bench::default();
         let mut hint = 0;
         while let Some((position, window, slot)) = self.ring.cursor.claim() {
+            // Also here, since a worker that finds window and slot ready does not wait: a drop shall not fill the ring.
+            if self.board.stopped() {
+                return Err(Stopped);
+            }
             let window = self.window(index, gauge, window, &mut hint)?;
             let mut place = self.place(index, gauge, position, slot)?;
             self.gauges.turn(gauge, Doing::Busy);
@@ -166,11 +170,8 @@ impl Workshop {
     }
 
     fn render(&self, bench: &mut Bench, at: share::Place, place: &mut Place) {
-        #[cfg(test)]
-        assert!(
-            self.seed != super::tests::PANIC_SEED || at.position != 19,
-            "a panic in a view"
-        );
+        #[cfg(all(test, not(vicreg_loom)))]
+        super::tests::chaos::rendering(at);
         for (number, view) in self.views.iter().enumerate() {
             let mut rng = Philox::new(self.seed, Domain::View, at.epoch, at.position, number as u8);
             view.render(&bench.image, &mut rng, &mut bench.scratch, place.view(number));

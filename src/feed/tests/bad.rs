@@ -5,7 +5,7 @@ use crate::data::ShardId;
 use std::collections::HashSet;
 
 /// Keeps the first reject of each key, as a run does.
-fn once(batches: &mut [Seen]) {
+pub(super) fn once(batches: &mut [Seen]) {
     let mut known = HashSet::new();
     for batch in batches {
         batch.rejects.retain(|reject| known.insert(reject.key));
@@ -165,10 +165,8 @@ fn a_broken_file_is_an_error_at_its_batch() {
 #[test]
 fn a_workers_panic_reaches_the_consumer() {
     let images = images(UNEVEN, |_| false);
-    let plan = FeedPlan {
-        seed: PANIC_SEED,
-        ..plan(SHUFFLED, 8, 0)
-    };
+    let plan = plan(SHUFFLED, 8, 0);
+    let _chaos = chaos::Chaos::install(0, Some((0, 19)), Box::new(|_, _, _| ()));
     for workers in [1, 2, 7] {
         let (batches, error) = until_error(&images, &plan, &options(workers, 3));
         assert_eq!(batches, 2, "position 19 is in batch 2");

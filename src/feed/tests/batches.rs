@@ -233,30 +233,6 @@ fn a_small_data_set_is_read_once() {
     assert!(read(all / 2) > 2 * all);
 }
 
-/// Drops feeds in every state: before, between and after batches, with batches still out, which keep their bytes.
-#[test]
-fn dropping_at_any_moment_joins_all_threads() {
-    let images = images(UNEVEN, |i| i % 11 == 0);
-    let plan = plan(SHUFFLED, 8, bytes_of(&images.dataset) / 2);
-    let expected: Vec<Seen> = (0..3).map(|step| specification(&images.dataset, &plan, step)).collect();
-    for round in 0..60 {
-        let mut feed = Feed::start(images.dataset.clone(), plan.clone(), &options(1 + round % 5, 3), 0).unwrap();
-        let kept: Vec<Batch> = (0..round % 4).map(|_| feed.next().unwrap().unwrap()).collect();
-        if round % 3 == 0 {
-            std::thread::sleep(std::time::Duration::from_micros(u64::from(round) * 50));
-        }
-        drop(feed);
-        for (batch, expected) in kept.iter().zip(&expected) {
-            assert!(batch.pixels() == expected.pixels);
-        }
-        assert_eq!(
-            Arc::strong_count(&images.dataset),
-            1,
-            "a thread still holds the data set"
-        );
-    }
-}
-
 /// Batches may be given back late, out of order and on another thread, as a device does.
 #[test]
 fn batches_come_back_in_any_order() {

@@ -2,10 +2,13 @@
 
 mod bad;
 mod batches;
+pub(crate) mod chaos;
+mod ends;
 mod golden;
 mod hostile;
 mod protocol;
 mod shuffle;
+mod stress;
 mod windows;
 
 use super::*;
@@ -17,9 +20,6 @@ use ::arrow::datatypes::{DataType, Field};
 use parquet::arrow::ArrowWriter;
 use std::path::Path;
 use view::{Scratch, View, ViewsOptions};
-
-/// With this seed the worker panics at position 19 of each epoch.
-pub(crate) const PANIC_SEED: u64 = 0x0BAD_5EED;
 
 const SIDE: u32 = 12;
 
@@ -170,6 +170,12 @@ struct Seen {
 
 impl From<Batch> for Seen {
     fn from(batch: Batch) -> Self {
+        Self::from(&batch)
+    }
+}
+
+impl From<&Batch> for Seen {
+    fn from(batch: &Batch) -> Self {
         assert_eq!(
             batch.pixels().len(),
             batch.views() * batch.len() * (SIDE * SIDE * 3) as usize

@@ -39,7 +39,7 @@ fn ring(samples: u32, batch: u32, slots: usize, workers: usize) -> Arc<Ring> {
 /// Workers write a pattern of the position; the consumer must find it, whole and in order.
 #[test]
 fn every_byte_is_written_once_and_before_it_is_read() {
-    let (samples, batch, workers) = (4_001, 4, 3);
+    let (samples, batch, workers) = (if cfg!(miri) { 101 } else { 4_001 }, 4, 3);
     let ring = ring(samples, batch, 2, workers);
     let threads: Vec<_> = (0..workers)
         .map(|index| {
@@ -108,7 +108,7 @@ fn a_pinned_window_stays() {
             self.1.fetch_add(1, Ordering::Relaxed);
         }
     }
-    let (total, workers) = (6_000, 3);
+    let (total, workers) = (if cfg!(miri) { 150 } else { 6_000 }, 3);
     let cursor = Arc::new(Cursor::new(total));
     let board = Arc::new(Board::new(workers));
     let dropped = Arc::new(AtomicUsize::new(0));
