@@ -490,7 +490,8 @@ impl<T> WindowWriter<T> {
                 return None;
             }
             at(Point::Retire);
-            cell.tag.store(2 * ordinal + 2, Ordering::Release);
+            // Relaxed: it gives nothing to read. Who must see it meets the bounds that `publish` stores after it.
+            cell.tag.store(2 * ordinal + 2, Ordering::Relaxed);
             // SAFETY: no pin exists (`unfinished` is 0) and none can be made: every position of the window has had its
             // own. This writer is the only one, borrowed by `&mut self`.
             cell.value.with_mut(|value| unsafe { (*value).take() })

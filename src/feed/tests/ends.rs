@@ -220,6 +220,7 @@ fn idle_threads_sleep() {
             eprintln!("skipped: no /proc/<process>/task/<thread>/schedstat here");
             return;
         };
+        println!("a full feed of 4 threads runs {share:.5} of the time");
         assert_eq!(tasks.len(), 4);
         assert!(share < 0.1, "a full feed runs {share:.3} of the time");
         full.drop_feed(&images);
@@ -242,6 +243,7 @@ fn idle_threads_sleep() {
         tasks.push(consumer_task);
         assert_eq!(tasks.len(), 4);
         let share = running(&tasks, wall).unwrap();
+        println!("a waiting consumer and 3 idle workers run {share:.5} of the time");
         assert!(
             share < 0.1,
             "a waiting consumer and idle workers run {share:.3} of the time"
