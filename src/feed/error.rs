@@ -89,18 +89,18 @@ pub enum FeedError {
     },
     /// Each sample of a window was tried for one place, and all are bad.
     #[error(
-        "none of the {samples} samples around `{}`, row group {}, row {} can be decoded (epoch {epoch}, position {position})",
-        .last.shard, .last.key.row_group, .last.key.row
+        "none of the {samples} samples in the window from position {position} of epoch {epoch} can be decoded; the first is in `{}`, row group {}, row {}: {}",
+        .first.shard, .first.key.row_group, .first.key.row, .first.reason
     )]
     AllBad {
         /// Epoch.
         epoch: u32,
-        /// Position in it.
+        /// The window's first position in it.
         position: u64,
         /// Samples in the window.
         samples: u64,
-        /// The last that was tried, and why it was rejected.
-        last: Box<Reject>,
+        /// The first of them on disk, and why it was rejected: the same for whichever position met them.
+        first: Box<Reject>,
     },
     /// The quarantine budget is spent.
     #[error("{bad} of {tried} images tried up to step {step} cannot be decoded, more than {limit}")]

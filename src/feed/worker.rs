@@ -157,14 +157,16 @@ impl Workshop {
         }
     }
 
+    /// The same error for whichever position of the window met it first.
     fn all_bad(&self, window: &Window, at: share::Place, place: &mut Place) -> FeedError {
-        match place.record().rejects.pop() {
+        let rejects = std::mem::take(&mut place.record().rejects);
+        match rejects.into_iter().min_by_key(|reject| reject.key) {
             None => FeedError::Abandoned,
-            Some(last) => FeedError::AllBad {
+            Some(first) => FeedError::AllBad {
                 epoch: at.epoch,
-                position: at.position,
+                position: window.plan.first,
                 samples: window.plan.rows,
-                last: Box::new(last),
+                first: Box::new(first),
             },
         }
     }

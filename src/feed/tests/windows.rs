@@ -199,6 +199,7 @@ fn an_all_bad_window_ends_the_feed_wherever_it_comes() {
         let images = images(UNEVEN, |i| (22..42).contains(&i));
         let plan = plan(SHUFFLED, 8, 1);
         for start in 0..21 {
+            let mut told = None;
             for workers in WORKERS {
                 let mut feed = Feed::start(images.dataset.clone(), plan.clone(), &options(workers, 2), start).unwrap();
                 let (mut taken, mut error) = (0, None);
@@ -206,10 +207,16 @@ fn an_all_bad_window_ends_the_feed_wherever_it_comes() {
                     error = feed.next().err();
                     taken += 1;
                 }
-                let Some(FeedError::AllBad { samples: 20, last, .. }) = error else {
+                let error = error.unwrap();
+                let text = error.to_string();
+                let FeedError::AllBad { samples: 20, first, .. } = error else {
                     panic!("start {start}, {workers} workers: {error:?}")
                 };
-                assert_eq!((last.shard.as_str(), last.key.row_group), ("s1.parquet", 2));
+                assert_eq!(
+                    (first.shard.as_str(), first.key.row_group, first.key.row),
+                    ("s1.parquet", 2, 0)
+                );
+                assert_eq!(told.get_or_insert(text.clone()), &text, "{workers} workers");
             }
         }
     });
