@@ -46,7 +46,7 @@ fn the_feed_is_measured_stage_by_stage() {
             assert!((sum / whole - 1.0).abs() < 0.05, "{sum} of {whole}");
             assert!(number(speed, "peak_rss_mb") > 1.0);
         }
-        assert!(["workers", "reader", "consumer"].contains(&speed["limit"].as_str().unwrap()));
+        assert!(["workers", "reader", "ring"].contains(&speed["limit"].as_str().unwrap()));
     }
 }
 

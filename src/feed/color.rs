@@ -5,14 +5,14 @@
 //! Source: Pillow 13 (Blend.c, Convert.c, ImageEnhance, ImageOps) as torchvision 0.29 calls it.
 
 use super::planes::split;
-use super::simd::{Lanes, by_blocks, truncate};
+use super::simd::{Lanes, by_blocks, byte};
 
 /// Pillow's blend of two values: `from + factor * (to - from)` in f32, cut off to an integer, clipped to 0..=255.
 #[inline(always)]
 fn blend(from: u8, to: u8, factor: f32) -> u8 {
     let (from, to) = (f32::from(from), f32::from(to));
     // Pillow cuts off first and clips then: the same.
-    truncate((from + factor * (to - from)).clamp(0.0, 255.0)) as u8
+    byte(from + factor * (to - from)) as u8
 }
 
 /// Luma as Pillow converts RGB to L: ITU-R 601-2 weights in 16-bit fixed point.
@@ -199,7 +199,7 @@ fn mix(ranked: &Ranked, shift: i32) -> Mixed {
         let share = if ranked.minus[i] { -share } else { share };
         let hue = (hue_byte(f32::from(ranked.base[i]) + share) + shift) & 255;
         // Pillow multiplies the f32 quotient by 255 and cuts off; this is the same for all 32,640 pairs.
-        let saturation = truncate((255 * range) as f32 / high.max(1) as f32);
+        let saturation = byte((255 * range) as f32 / high.max(1) as f32);
 
         // hue * 6 / 255 as whole sextants (2 hue / 85) and 85ths of one.
         let sextant = (hue * 193) >> 13;
@@ -210,8 +210,8 @@ fn mix(ranked: &Ranked, shift: i32) -> Mixed {
         const WHOLE: f32 = 255.0 * 85.0;
         let weight = (high * saturation) as f32;
         let top = high as f32 + 0.5;
-        mixed.least[i] = truncate(top - weight * (85.0 / WHOLE)) as u8;
-        mixed.middle[i] = truncate(top - weight * (part as f32 * (1.0 / WHOLE))) as u8;
+        mixed.least[i] = byte(top - weight * (85.0 / WHOLE)) as u8;
+        mixed.middle[i] = byte(top - weight * (part as f32 * (1.0 / WHOLE))) as u8;
         mixed.sextant[i] = sextant as u8;
     }
     mixed
@@ -224,8 +224,8 @@ fn mix(ranked: &Ranked, shift: i32) -> Mixed {
 /// byte in all 197,000 cases: the constants were found by search over m/n * (85 n / 2 m).
 #[inline(always)]
 fn hue_byte(sextants: f32) -> i32 {
-    let byte = sextants * (511.0 / 3.0) * (85.0 * 3.0 / (2.0 * 511.0));
-    truncate(if byte < 0.0 { byte + 255.0 } else { byte })
+    let turned = sextants * (511.0 / 3.0) * (85.0 * 3.0 / (2.0 * 511.0));
+    byte(if turned < 0.0 { turned + 255.0 } else { turned })
 }
 
 /// Which channel gets which value. Sextant 6 is hue 255, which is hue 0 again.

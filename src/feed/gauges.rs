@@ -1,6 +1,6 @@
 //! Who works and who waits: where the time of each stage goes.
 //!
-//! In: relaxed counters, one cache line a thread. Out: [`GaugesSnapshot`].
+//! In: relaxed counters, cache lines of its own for each thread. Out: [`GaugesSnapshot`].
 //! Invariant: only read by people and tests of liveness; no decision of the feed depends on a clock.
 
 use super::laps::{Part, PartTimes};
@@ -66,7 +66,7 @@ pub(crate) struct Gauges {
     /// Images finished (by all workers; one add a sample on a line of its own).
     pub images: CachePadded<AtomicU64>,
     pub rejects: AtomicU64,
-    pub batches: AtomicU64,
+    pub batches: CachePadded<AtomicU64>,
     pub windows: AtomicU64,
     pub bytes_read: AtomicU64,
     /// Nanoseconds from the start to the first batch; 0 before.

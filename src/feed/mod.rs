@@ -6,8 +6,10 @@
 //! order    which sample comes when: a pure function                     permute, share (ranks)
 //! reader   row groups ahead, into three window places                   one thread
 //! worker   claim a position, decode once, write every view              one a core
-//! ring     slots that fill up, and are handed out in batch order        slot (the only unsafe), cursor, board, sync
+//! view     parameters drawn, then passes                                crop, planes, color, blur; simd compiles them for the CPU
+//! ring     slots that fill up, and are handed out in batch order        slot, cursor, board, sync
 //! batch    what the trainer sees; dropping it gives the slot back       quarantine
+//! gauges   who works, who waits, what each part costs                   laps
 //! ```
 //!
 //! Invariants: every byte is a function of (plan, data set, step), for any number of workers and slots; the path of a

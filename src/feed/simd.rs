@@ -46,10 +46,15 @@ impl Lanes {
     }
 }
 
-/// The integer part of `x`, which must lie within -1..2^24: one instruction, where `as` must also mind NaN and the range.
+/// The integer part of `x`, held within 0..=255; NaN is 0.
+///
+/// What `x as u8` is, but the compiler vectorises it: its own clamp tells it too late that the range is safe.
 #[inline(always)]
-pub(super) fn truncate(x: f32) -> i32 {
-    // SAFETY: the callers' values are finite and in the range of i32: a clamped value, or one bounded by bytes.
+pub(super) fn byte(x: f32) -> i32 {
+    // In this form each is one instruction, and NaN falls to the second branch.
+    let x = if x > 0.0 { x } else { 0.0 };
+    let x = if x < 255.0 { x } else { 255.0 };
+    // SAFETY: 0 <= x <= 255, whatever it was.
     unsafe { x.to_int_unchecked() }
 }
 

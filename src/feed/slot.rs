@@ -1,7 +1,7 @@
 //! The shared bytes of the feed: slots, where views are written, and window places, where encoded images are read.
 //!
 //! In: tickets, one of each kind for every local position. Out: `Place` (one writer of one sample's bytes), `Taken`
-//! (the consumer's whole slot), `Pin` (a reader of a window). The only file of the feed with `unsafe`.
+//! (the consumer's whole slot), `Pin` (a reader of a window). All sharing that the compiler cannot check is here.
 //!
 //! ```text
 //! slot    u8 [V, N, H, W, 3]   view 0: sample 0 | 1 | .. N-1   view 1: sample 0 | 1 | ..   (N of this batch)

@@ -116,6 +116,7 @@ impl Sleeper {
         let mut since = Instant::now();
         loop {
             self.bed.lie_down();
+            // Release: who finds the flag finds the bed made. The fence orders the flag and the condition.
             self.asleep.swap(true, Ordering::Release);
             // Pairs with the fence in `wake`.
             fence(Ordering::SeqCst);
@@ -158,6 +159,7 @@ impl Sleeper {
 
     fn wake_after_fence(&self) {
         at(Point::Wake);
+        // Acquire: pairs with the Release in `wait_or`.
         if self.asleep.load(Ordering::Acquire) && self.asleep.swap(false, Ordering::AcqRel) {
             self.bed.rouse();
         }

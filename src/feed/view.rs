@@ -197,8 +197,8 @@ impl ViewOptions {
         }
         planes.resize(out.len(), 0);
         // A flip commutes with every other operation to the bit (their filters are symmetric), so it costs nothing here.
-        let flip = steps.clone().any(|step| matches!(step, Step::Flip));
-        planes::gather(lanes, crop, side, flip, planes);
+        let flips = steps.clone().filter(|step| matches!(step, Step::Flip)).count();
+        planes::gather(lanes, crop, side, flips % 2 == 1, planes);
         laps.lap(Part::Planes);
         let mut equal = false;
         for step in steps {

@@ -64,14 +64,37 @@ pub fn peak_rss_mb() -> Option<f64> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn work_shows_up() {
-        let before = CpuTimes::now().unwrap();
+    /// Seconds of work of the calling thread.
+    fn burn(seconds: f64) {
+        let start = std::time::Instant::now();
         let mut sum = 0u64;
-        while CpuTimes::now().unwrap().since(before).others < 0.002 {
-            sum = (0..100_000).fold(sum, |a: u64, b| a.wrapping_mul(31).wrapping_add(b));
+        while start.elapsed().as_secs_f64() < seconds {
+            sum = (0..10_000).fold(sum, |a: u64, b| a.wrapping_mul(31).wrapping_add(b));
         }
         assert_ne!(sum, 1);
+    }
+
+    /// Threads go by their names; the times of one that has ended are gone, so it waits until they are read.
+    #[test]
+    fn work_counts_for_the_thread_that_did_it() {
+        let done = std::sync::Arc::new(std::sync::Barrier::new(3));
+        let (before, mut threads) = (CpuTimes::now().unwrap(), Vec::new());
+        for (name, seconds) in [("feed-worker-7", 0.2), ("feed-reader", 0.1)] {
+            let done = done.clone();
+            let body = move || {
+                burn(seconds);
+                done.wait();
+                done.wait();
+            };
+            threads.push(std::thread::Builder::new().name(name.into()).spawn(body).unwrap());
+        }
+        done.wait();
+        let used = CpuTimes::now().unwrap().since(before);
+        done.wait();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        // On a busy machine a wall second is less than a CPU second; other tests' feeds may add to both.
+        assert!(used.workers > 0.02 && used.reader > 0.01, "{used:?}");
+        assert!((used.sum() - used.workers - used.reader - used.others).abs() < 1e-9);
         assert!(peak_rss_mb().unwrap() > 1.0);
     }
 }

@@ -41,6 +41,9 @@ pub enum MeasureError {
         /// Values an image.
         length: usize,
     },
+    /// The feed had no more batches before the time was over.
+    #[error("the pass ended before it could be measured")]
+    PassEnded,
     /// The images could not be read.
     #[error(transparent)]
     Feed(#[from] FeedError),
@@ -61,7 +64,7 @@ impl MeasureError {
             Self::ClassNames { .. } => vec!["ingest both with the same class folders".to_owned()],
             Self::Memory { .. } => vec!["name smaller folders with `--train DIR --test DIR`".to_owned()],
             Self::Feed(error) => error.hints(),
-            Self::Probe(_) => Vec::new(),
+            Self::Probe(_) | Self::PassEnded => Vec::new(),
         }
     }
 }

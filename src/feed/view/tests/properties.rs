@@ -4,7 +4,10 @@ use crate::data::{
     Rgbx8,
     rng::{Domain, Philox},
 };
-use crate::feed::view::{Interpolation, Op, Scratch, View, ViewOptions};
+use crate::feed::blur::{BlurScratch, gaussian};
+use crate::feed::simd::Lanes;
+use crate::feed::view::{Interpolation, Op, Scratch, View, ViewOptions, ViewParams};
+use crate::feed::{color, planes};
 use proptest::prelude::*;
 
 fn image(width: u32, height: u32, seed: u64) -> Rgbx8 {
@@ -84,6 +87,17 @@ proptest! {
         prop_assert_eq!(fresh, render(&view, &image, seed, &mut used, 255));
     }
 
+    /// What `apply` folds and skips does not show.
+    #[test]
+    fn a_view_is_its_operations_one_by_one(view in views(), image in images(), seed in any::<u64>(), used in 0usize..=5) {
+        let View::Random { mut options, size } = view else { return Ok(()) };
+        options.order.truncate(used);
+        let params = options.draw(image.width, image.height, &mut Philox::new(seed, Domain::View, 0, 0, 0));
+        let mut out = vec![0; (size * size * 3) as usize];
+        options.apply(&image, &params, size, &mut Scratch::default(), &mut out);
+        prop_assert_eq!(out, one_by_one(&options, &params, &image, size), "{:?} {:?}", options.order, params);
+    }
+
     /// An image of one colour stays of one colour through crop, resize, flip and blur.
     #[test]
     fn filters_keep_a_flat_image(
@@ -98,6 +112,40 @@ proptest! {
         let out = render(&View::Random { options, size }, &image, seed, &mut Scratch::default(), 7);
         prop_assert!(out.chunks(3).all(|point| point == color), "{:?}", out);
     }
+}
+
+/// The operations one by one, each on the whole view and in its place: no folding, no plane that stands for others.
+fn one_by_one(options: &ViewOptions, params: &ViewParams, image: &Rgbx8, size: u32) -> Vec<u8> {
+    let (side, lanes) = (size as usize, Lanes::default());
+    let mut rgb = vec![0; side * side * 3];
+    let bare = ViewOptions {
+        order: Vec::new(),
+        ..options.clone()
+    };
+    bare.apply(image, params, size, &mut Scratch::default(), &mut rgb);
+    for op in &options.order {
+        let mut planes = vec![0; rgb.len()];
+        planes::gather(
+            lanes,
+            &Rgbx8::from_rgb(size, size, &rgb).pixels,
+            side,
+            false,
+            &mut planes,
+        );
+        match op {
+            Op::Flip if params.flip => planes.chunks_exact_mut(side).for_each(<[u8]>::reverse),
+            Op::Jitter => params.jitter.iter().for_each(|jitter| jitter.apply(lanes, &mut planes)),
+            Op::Grey if params.grey => color::grey(lanes, &mut planes),
+            Op::Blur => params
+                .blur
+                .iter()
+                .for_each(|&sigma| gaussian(lanes, &mut planes, side, side, sigma, &mut BlurScratch::default())),
+            Op::Solarize if params.solarize => color::solarize(lanes, &mut planes, options.solarize_threshold),
+            _ => {}
+        }
+        planes::scatter(lanes, &mut planes, &mut rgb);
+    }
+    rgb
 }
 
 /// A crop sees nothing outside its box: with other pixels around it, the view is the same.
