@@ -40,9 +40,9 @@ pub struct FeedSpeed {
     pub workers_waited_for_room: f64,
     /// Share of its time in which the reader worked.
     pub reader_busy: f64,
-    /// Windows read in the time measured: 0 if the data fit the shuffle budget and were read before it.
+    /// Windows begun in the time measured.
     pub windows_read: u64,
-    /// Image bytes read in it, MiB.
+    /// Image bytes read for them, MiB: 0 if the data fit the shuffle budget and are held since the warm-up.
     pub read_mb: f64,
     /// From the start to the first batch, s.
     pub time_to_first_batch_s: Option<f64>,
@@ -243,19 +243,19 @@ impl fmt::Display for FeedSpeed {
                 100.0 * self.workers_waited_for_room
             )?,
         }
-        match self.windows_read {
-            // One window says more about when it came than about the reader.
-            0..3 => writeln!(
+        if self.read_mb > 0.0 {
+            writeln!(
                 f,
-                "  {} windows read in this time: lower `order.window_mb` to measure reading",
-                self.windows_read
-            )?,
-            windows => writeln!(
-                f,
-                "  {windows} windows, {:.0} MiB, read in this time: the reader worked {:.1} % of it",
+                "  {:.0} MiB read for {} windows: the reader worked {:.1} % of the time",
                 self.read_mb,
+                self.windows_read,
                 100.0 * self.reader_busy
-            )?,
+            )?;
+        } else {
+            writeln!(
+                f,
+                "  nothing was read: the images are held since the warm-up; a lower `order.window_mb` would measure reading"
+            )?;
         }
         match self.core_share {
             Some(share) if share < 1.0 - NOTICEABLE => writeln!(
