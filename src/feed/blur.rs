@@ -78,19 +78,32 @@ impl ExtendedBox {
             }
             return;
         };
-        for start in (0..last).step_by(BLOCK).chain([last]) {
-            let blocks = taps.map(|tap| {
-                tap[start..]
-                    .first_chunk::<BLOCK>()
-                    .expect("taps are as long as the run")
-            });
-            // A local array: nothing that is read can overlap it, so the loop is vectorised.
-            let mut made = [0; BLOCK];
-            for i in 0..BLOCK {
-                made[i] = self.weigh_taps(blocks.map(|block| block[i]));
-            }
-            out[start..][..BLOCK].copy_from_slice(&made);
+        for start in (0..=last).step_by(BLOCK) {
+            self.block::<TAPS, BLOCK>(&taps, start, out);
         }
+        if n % BLOCK > 0 {
+            self.block::<TAPS, BLOCK>(&taps, last, out);
+        }
+    }
+
+    #[inline(always)]
+    fn block<const TAPS: usize, const BLOCK: usize>(&self, taps: &[&[u8]; TAPS], start: usize, out: &mut [u8]) {
+        let blocks: [&[u8; BLOCK]; TAPS] = std::array::from_fn(
+            #[inline(always)]
+            |k| {
+                let tap = taps[k][start..].first_chunk();
+                tap.expect("taps are as long as the run")
+            },
+        );
+        // A local array: nothing that is read can overlap it, so the loop is vectorised.
+        let mut made = [0; BLOCK];
+        for i in 0..BLOCK {
+            made[i] = self.weigh_taps::<TAPS>(std::array::from_fn(
+                #[inline(always)]
+                |k| blocks[k][i],
+            ));
+        }
+        out[start..][..BLOCK].copy_from_slice(&made);
     }
 
     #[inline(always)]
@@ -157,19 +170,33 @@ fn rows(kernel: &ExtendedBox, from: &[u8], to: &mut [u8], width: usize, line: &m
     }
 }
 
-/// One pass along the columns, row by row; rows above and below are the border's.
+/// One pass along the columns; rows above and below are the border's.
 #[inline(always)]
 fn columns(kernel: &ExtendedBox, from: &[u8], to: &mut [u8], width: usize, sums: &mut Vec<u32>) {
-    let last = to.len() / width - 1;
-    for (y, out) in to.chunks_exact_mut(width).enumerate() {
+    let (height, border) = (to.len() / width, kernel.radius + 1);
+    // Away from the border all rows are one run. (A wide box keeps sums, which shall stay in the nearest cache.)
+    let inner = if kernel.radius < 2 && height > 2 * border {
+        border..height - border
+    } else {
+        0..0
+    };
+    if !inner.is_empty() {
+        kernel.pass(
+            #[inline(always)]
+            |k| &from[k * width..][..inner.len() * width],
+            sums,
+            &mut to[inner.start * width..inner.end * width],
+        );
+    }
+    for y in (0..height).filter(|y| !inner.contains(y)) {
         kernel.pass(
             #[inline(always)]
             |k| {
-                let y = (y + k).saturating_sub(kernel.radius + 1).min(last);
+                let y = (y + k).saturating_sub(border).min(height - 1);
                 &from[y * width..][..width]
             },
             sums,
-            out,
+            &mut to[y * width..][..width],
         );
     }
 }
