@@ -2,7 +2,7 @@
 
 use super::chaos::{Chaos, Installed};
 use super::slot::CountedMemory;
-use super::stress::{no_hang, nothing_is_left};
+use super::stress::nothing_is_left;
 use super::sync::Point;
 use super::*;
 use std::sync::OnceLock;
@@ -14,7 +14,7 @@ const MOMENT: Duration = Duration::from_millis(1);
 /// Dropped after every number of batches, the last ones kept, while the threads are somewhere.
 #[test]
 fn dropping_after_any_batch_joins_all_threads() {
-    no_hang(|| {
+    watched("dropping after any batch joins all threads", || {
         let images = images(UNEVEN, |i| i % 11 == 0);
         let plan = plan(SHUFFLED, 8, bytes_of(&images.dataset) / 2);
         let expected: Vec<Seen> = (0..12)
@@ -56,7 +56,7 @@ fn dropping_after_any_batch_joins_all_threads() {
 
 #[test]
 fn dropping_after_an_error_joins_all_threads() {
-    no_hang(|| {
+    watched("dropping after an error joins all threads", || {
         let images = images(UNEVEN, |_| false);
         let plan = plan(SHUFFLED, 8, bytes_of(&images.dataset) / 2);
         for position in 0..56 {
@@ -82,7 +82,7 @@ fn dropping_after_an_error_joins_all_threads() {
 }
 
 /// A feed whose threads can be seen: where each was last.
-struct Watched {
+struct Observed {
     feed: Feed,
     memory: CountedMemory,
     chaos: Installed,
@@ -96,7 +96,7 @@ const AWAKE: u8 = 2;
 
 /// Starts a feed of three workers and two slots. At the `held` point a thread of the given kind (reader or not) waits
 /// until the gate opens or the feed is stopped.
-fn watched(images: &Images, held: Option<(bool, Point)>) -> Watched {
+fn observe(images: &Images, held: Option<(bool, Point)>) -> Observed {
     let last: Arc<[AtomicU8; 8]> = Arc::default();
     let (board, gate) = (
         Arc::new(OnceLock::<Arc<Board>>::new()),
@@ -119,7 +119,7 @@ fn watched(images: &Images, held: Option<(bool, Point)>) -> Watched {
     let plan = plan(SHUFFLED, 8, 0);
     let feed = Feed::start_with(images.dataset.clone(), plan, &options(3, 2), 0, &mut memory).unwrap();
     let _ = board.set(feed.board.clone());
-    Watched {
+    Observed {
         feed,
         memory,
         chaos,
@@ -129,7 +129,7 @@ fn watched(images: &Images, held: Option<(bool, Point)>) -> Watched {
     }
 }
 
-impl Watched {
+impl Observed {
     /// Waits until these threads (1: the reader, then workers) have gone to bed and stay there.
     fn settle(&self, threads: std::ops::Range<usize>) {
         let mut quiet = 0;
@@ -157,38 +157,38 @@ impl Watched {
 /// Ring and windows are full: workers wait for a slot, the reader for a window's place.
 #[test]
 fn dropping_a_full_feed_joins_all_threads() {
-    no_hang(|| {
+    watched("dropping a full feed joins all threads", || {
         let images = images(UNEVEN, |_| false);
-        let watched = watched(&images, None);
-        watched.settle(1..5);
-        let snapshot = watched.feed.gauges();
+        let observed = observe(&images, None);
+        observed.settle(1..5);
+        let snapshot = observed.feed.gauges();
         assert_eq!(snapshot.images, 16, "two slots of eight, and no more");
-        watched.drop_feed(&images);
+        observed.drop_feed(&images);
     });
 }
 
 /// The disk is slow: workers wait for their window.
 #[test]
 fn dropping_an_empty_feed_joins_all_threads() {
-    no_hang(|| {
+    watched("dropping an empty feed joins all threads", || {
         let images = images(UNEVEN, |_| false);
-        let watched = watched(&images, Some((true, Point::Publish)));
-        watched.settle(2..5);
-        watched.drop_feed(&images);
+        let observed = observe(&images, Some((true, Point::Publish)));
+        observed.settle(2..5);
+        observed.drop_feed(&images);
     });
 }
 
 /// A worker that never has to wait looks whether the feed is stopped, too: a drop does not fill the ring first.
 #[test]
 fn a_stop_ends_work_at_the_next_sample() {
-    no_hang(|| {
+    watched("a stop ends work at the next sample", || {
         let images = images(UNEVEN, |_| false);
-        let watched = watched(&images, Some((false, Point::Claim)));
-        let gauges = watched.feed.gauges_handle();
+        let observed = observe(&images, Some((false, Point::Claim)));
+        let gauges = observed.feed.gauges_handle();
         while gauges.snapshot().windows == 0 {
             std::thread::sleep(MOMENT);
         }
-        watched.drop_feed(&images);
+        observed.drop_feed(&images);
         assert_eq!(gauges.snapshot().images, 0, "samples were made for nobody");
     });
 }
@@ -207,28 +207,56 @@ fn running(tasks: &[std::path::PathBuf], wall: Duration) -> Option<f64> {
     Some((sum()? - before) as f64 / wall.as_nanos() as f64)
 }
 
+/// Whether this kernel counts what a thread runs: some count nothing, and then every thread seems to sleep. A thread spins
+/// until it shows, read in the same way as the feed's, or for ten seconds.
+fn running_shows() -> bool {
+    let enough = Arc::new(AtomicBool::new(false));
+    let (send, receive) = std::sync::mpsc::channel();
+    let end = enough.clone();
+    let spinner = std::thread::spawn(move || {
+        let task = std::fs::read_link("/proc/thread-self").map(|task| Path::new("/proc").join(task));
+        send.send(task.ok()).unwrap();
+        while !end.load(Ordering::Relaxed) {
+            std::hint::spin_loop();
+        }
+    });
+    let task = receive.recv().unwrap();
+    let shows = task.is_some_and(|task| {
+        let spun = || processor_time(&task).unwrap_or(0);
+        let before = spun();
+        (0..1_000).any(|_| {
+            std::thread::sleep(10 * MOMENT);
+            spun() > before + 5_000_000
+        })
+    });
+    enough.store(true, Ordering::Relaxed);
+    spinner.join().unwrap();
+    shows
+}
+
 /// A bound on spinning, far above the cost of sleeping, far below that of one thread that looks again and again.
 #[test]
 fn idle_threads_sleep() {
-    no_hang(|| {
+    if !running_shows() {
+        eprintln!("skipped: /proc/<process>/task/<thread>/schedstat does not show here that a thread runs");
+        return;
+    }
+    watched("idle threads sleep", || {
         let images = images(UNEVEN, |_| false);
         let wall = Duration::from_millis(300);
-        let full = watched(&images, None);
+        let full = observe(&images, None);
         full.settle(1..5);
         let tasks = full.chaos.0.tasks();
-        let Some(share) = running(&tasks, wall) else {
-            eprintln!("skipped: no /proc/<process>/task/<thread>/schedstat here");
-            return;
-        };
+        let share = running(&tasks, wall).expect("it was shown for another thread");
         println!("a full feed of 4 threads runs {share:.5} of the time");
         assert_eq!(tasks.len(), 4);
         assert!(share < 0.1, "a full feed runs {share:.3} of the time");
         full.drop_feed(&images);
 
         // A consumer that waits for its first batch, with a reader that is held up.
-        let empty = watched(&images, Some((true, Point::Publish)));
+        let empty = observe(&images, Some((true, Point::Publish)));
         empty.settle(2..5);
-        let Watched { mut feed, gate, .. } = empty;
+        let Observed { mut feed, gate, .. } = empty;
         let (send, receive) = std::sync::mpsc::channel();
         let consumer = std::thread::spawn(move || {
             send.send(Path::new("/proc").join(std::fs::read_link("/proc/thread-self").unwrap()))

@@ -40,6 +40,12 @@ fn crc32(bytes: &[u8]) -> u32 {
     })
 }
 
+/// Most pixels of a damaged file: 4 MB in memory, a worker. A claim below it is decoded until the data end.
+const MAX_PIXELS: u64 = 1_000_000;
+
+/// Sides of square images that are refused by their header, two of them below the limit that users have by default.
+const TOO_LARGE: [u16; 3] = [4_000, 13_000, 65_535];
+
 /// Cuts, flipped bits and false headers of the fixtures; a multiple of 16 files.
 fn damaged_files() -> Vec<Vec<u8>> {
     let mut files = vec![vec![], b"GIF89a and no more".to_vec(), vec![0xff; 300]];
@@ -68,7 +74,7 @@ fn damaged_files() -> Vec<Vec<u8>> {
             files.push(bytes);
         }
     }
-    for side in [1, 4_000, 13_000, 65_535] {
+    for side in [1, 900].into_iter().chain(TOO_LARGE) {
         files.extend(["rgb420.jpg", "progressive420.jpg", "rgb.png"].map(|name| huge(name, side)));
     }
     files.resize(files.len().next_multiple_of(16), fixture("rgb444.jpg"));
@@ -119,7 +125,7 @@ fn each_bad_row_once(rejects: &[Reject], bad: &BTreeMap<SampleKey, (&'static str
 }
 
 /// One sequential pass, and one epoch of a shuffled one with substitutes, under both policies.
-fn through_a_feed(dataset: &Arc<Dataset>, batch_size: u32, workers: &[u32]) {
+fn through_a_feed(dataset: &Arc<Dataset>, limits: &DecodeOptions, batch_size: u32, workers: &[u32]) {
     let samples = dataset.len();
     assert_eq!(
         samples % u64::from(batch_size),
@@ -131,7 +137,7 @@ fn through_a_feed(dataset: &Arc<Dataset>, batch_size: u32, workers: &[u32]) {
     for policy in [Policy::Strict, Policy::Lenient] {
         let decode = DecodeOptions {
             policy,
-            ..DecodeOptions::default()
+            ..limits.clone()
         };
         let bad = verdicts(dataset, &decode);
         eprintln!("{policy:?}: {} of {samples} are bad", bad.len());
@@ -159,7 +165,18 @@ fn through_a_feed(dataset: &Arc<Dataset>, batch_size: u32, workers: &[u32]) {
 fn damaged_files_of_every_kind_go_through_a_feed() {
     watched("damaged files", || {
         let images = write(&damaged_files());
-        through_a_feed(&images.dataset, 16, &WORKERS);
+        let limits = DecodeOptions {
+            max_pixels: MAX_PIXELS,
+            ..DecodeOptions::default()
+        };
+        // Each false header of the two lossy kinds and of PNG, and whatever bit flips made large.
+        let refused = verdicts(&images.dataset, &limits);
+        let refused = refused.values().filter(|(code, _)| *code == "too-many-pixels").count();
+        assert!(
+            refused >= 3 * TOO_LARGE.len(),
+            "{refused} are refused for what they claim"
+        );
+        through_a_feed(&images.dataset, &limits, 16, &WORKERS);
     });
 }
 
@@ -174,7 +191,7 @@ fn the_hostile_corpora_go_through_a_feed() {
     watched("the hostile corpora", move || {
         let dataset = open(&folder);
         assert_eq!(dataset.len(), 3_081);
-        through_a_feed(&dataset, 79, &[3]);
+        through_a_feed(&dataset, &DecodeOptions::default(), 79, &[3]);
     });
 }
 

@@ -130,7 +130,11 @@ fn plan(passes: Passes, batch_size: u32, window_bytes: u64) -> FeedPlan {
 /// Numbers of workers that must all give the same.
 const WORKERS: [u32; 5] = [1, 2, 3, 7, 16];
 
-/// Runs `body`; if it has not come to its end within a minute, the test fails and says so, instead of hanging for ever.
+/// Far above what any body needs, under a sanitizer or on a busy machine too: it tells a hang, and says nothing about speed.
+const HANG: std::time::Duration = std::time::Duration::from_secs(300);
+
+/// Runs `body` in a thread of its own; if that has not come to its end after `HANG`, the test fails and says so, instead of
+/// hanging for ever.
 fn watched<T: Send + 'static>(what: &str, body: impl FnOnce() -> T + Send + 'static) -> T {
     let (send, receive) = std::sync::mpsc::channel();
     let thread = std::thread::spawn(move || {
@@ -139,8 +143,11 @@ fn watched<T: Send + 'static>(what: &str, body: impl FnOnce() -> T + Send + 'sta
         let _ = send.send(());
         result
     });
-    if let Err(std::sync::mpsc::RecvTimeoutError::Timeout) = receive.recv_timeout(std::time::Duration::from_secs(60)) {
-        panic!("{what}: a minute went by without an end, the feed hangs");
+    if let Err(std::sync::mpsc::RecvTimeoutError::Timeout) = receive.recv_timeout(HANG) {
+        panic!(
+            "{what}: no end after {} s, the feed hangs and its threads are left behind",
+            HANG.as_secs()
+        );
     }
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

@@ -3,23 +3,7 @@
 use super::chaos::{Chaos, pause};
 use super::slot::CountedMemory;
 use super::*;
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Duration;
-
-/// Runs `body` in a thread of its own; a hang is a message and not a test that never ends.
-pub(super) fn no_hang(body: impl FnOnce() + Send + 'static) {
-    let (done, wait) = channel();
-    let thread = std::thread::spawn(move || {
-        body();
-        let _ = done.send(());
-    });
-    if wait.recv_timeout(Duration::from_secs(60)) == Err(RecvTimeoutError::Timeout) {
-        panic!("the feed hangs: a minute has passed, its threads are left behind");
-    }
-    if let Err(payload) = thread.join() {
-        std::panic::resume_unwind(payload);
-    }
-}
+use std::sync::mpsc::channel;
 
 /// After a feed and its batches: every thread has been joined, all memory is back.
 pub(super) fn nothing_is_left(chaos: &Chaos, memory: &CountedMemory, dataset: &Arc<Dataset>) {
@@ -95,7 +79,7 @@ fn feed_under_stress(dataset: &Arc<Dataset>, plan: &FeedPlan, expected: &[Seen],
 
 #[test]
 fn random_delays_and_panics_change_no_byte() {
-    no_hang(|| {
+    watched("random delays and panics", || {
         let images = images(UNEVEN, |i| i % 9 == 4);
         let all = bytes_of(&images.dataset);
         for (number, window_bytes) in [0, all / 3, all].into_iter().enumerate() {
