@@ -27,29 +27,25 @@ pub fn decode(bytes: &[u8], options: &DecodeOptions, out: &mut Rgbx8) -> Result<
         .set_strict_mode(options.policy == Policy::Strict)
         .set_max_width(usize::from(u16::MAX))
         .set_max_height(usize::from(u16::MAX))
-        .jpeg_set_max_scans(options.max_scans as usize)
-        .jpeg_set_out_colorspace(ColorSpace::RGBA);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), zune);
-    decoder.decode_headers().map_err(translate)?;
+        .jpeg_set_max_scans(options.max_scans as usize);
+    let open = |colors| {
+        let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), zune.jpeg_set_out_colorspace(colors));
+        decoder.decode_headers().map_err(translate).map(|()| decoder)
+    };
+    let mut decoder = open(ColorSpace::RGBA)?;
     let (width, height) = decoder.dimensions().ok_or_else(|| damaged("no size"))?;
     let (width, height) = (width as u32, height as u32);
     // Once more on what zune itself read: odd markers must not smuggle a second size past the walk.
     check_pixels(Format::Jpeg, width, height, options)?;
     out.reset(width, height);
-    // zune 0.5.15 cannot make 4 bytes a pixel of CMYK or YCCK, so it leaves them as they are.
-    let four = match decoder.input_colorspace() {
-        Some(space @ (ColorSpace::CMYK | ColorSpace::YCCK)) => Some(space),
-        _ => None,
-    };
-    if let Some(space) = four {
-        decoder.set_options(zune.jpeg_set_out_colorspace(space));
-    }
-    if decoder.output_buffer_size() != Some(out.pixels.len()) {
-        return Err(unsupported("colours that cannot become RGB"));
-    }
-    decoder.decode_into(&mut out.pixels).map_err(translate)?;
-    if let Some(space) = four {
-        inks_to_rgb(space, &mut out.pixels);
+    if let Some(ColorSpace::YCbCr | ColorSpace::Luma) = decoder.input_colorspace() {
+        fill(&mut decoder, &mut out.pixels)?;
+    } else {
+        // zune 0.5.15 makes RGB right of the rare rest (RGB, CMYK, YCCK), but not RGBA.
+        decoder = open(ColorSpace::RGB)?;
+        let quarter = out.pixels.len() / 4;
+        fill(&mut decoder, &mut out.pixels[quarter..])?;
+        widen(&mut out.pixels);
     }
     if options.apply_orientation {
         let turn = decoder.exif().and_then(|exif| Orientation::from_exif_chunk(exif));
@@ -58,33 +54,21 @@ pub fn decode(bytes: &[u8], options: &DecodeOptions, out: &mut Rgbx8) -> Result<
     Ok(())
 }
 
-/// Four inks -> RGB, in place: the values are inverted inks, as Adobe writes them, so a colour is ink times black over 255.
-fn inks_to_rgb(space: ColorSpace, pixels: &mut [u8]) {
-    let over_255 = |a: u8, b: u8| {
-        let product = u32::from(a) * u32::from(b) + 128;
-        ((product + (product >> 8)) >> 8) as u8
-    };
-    for point in pixels.as_chunks_mut::<4>().0 {
-        let [a, b, c, black] = *point;
-        let inks = match space {
-            // YCbCr of what the inks leave: libjpeg's and Adobe's YCCK.
-            ColorSpace::YCCK => ycc_to_rgb(a, b, c).map(|value| 255 - value),
-            _ => [a, b, c],
-        };
-        let [r, g, b] = inks.map(|ink| over_255(ink, black));
-        *point = [r, g, b, 255];
+fn fill(decoder: &mut JpegDecoder<ZCursor<&[u8]>>, pixels: &mut [u8]) -> Result<(), CodecError> {
+    if decoder.output_buffer_size() != Some(pixels.len()) {
+        return Err(unsupported("colours that cannot become RGB"));
     }
+    decoder.decode_into(pixels).map_err(translate)
 }
 
-/// JFIF's YCbCr -> RGB (full range BT.601) in 14-bit fixed point.
-fn ycc_to_rgb(y: u8, cb: u8, cr: u8) -> [u8; 3] {
-    let (y, cb, cr) = (i32::from(y) << 14, i32::from(cb) - 128, i32::from(cr) - 128);
-    let rounded = |value: i32| ((value + (1 << 13)) >> 14).clamp(0, 255) as u8;
-    [
-        rounded(y + 22970 * cr),
-        rounded(y - 11700 * cr - 5638 * cb),
-        rounded(y + 29032 * cb),
-    ]
+/// RGB in the last three quarters of the buffer -> 4 bytes a pixel, in place: a pixel is read before its bytes are written.
+fn widen(pixels: &mut [u8]) {
+    let count = pixels.len() / 4;
+    for i in 0..count {
+        let at = count + 3 * i;
+        let wide = [pixels[at], pixels[at + 1], pixels[at + 2], 255];
+        pixels[4 * i..][..4].copy_from_slice(&wide);
+    }
 }
 
 /// zune's errors as ours; its kinds do not tell a truncation from a defect, except for these.
