@@ -27,6 +27,7 @@ fn shared(name: &str) -> Option<Dataset> {
 fn every_kind_of_colour_has_its_fixture() {
     let kinds = [
         "grey.jpg",
+        "keep_rgb.jpg",
         "cmyk.jpg",
         "ycck.jpg",
         "progressive420.jpg",
@@ -130,6 +131,7 @@ fn jpeg_and_lossy_webp_are_close_to_pillow() {
     for (name, mean, largest) in [
         ("grey.jpg", 0.05, 1),
         ("rgb444.jpg", 0.05, 2),
+        ("keep_rgb.jpg", 0.05, 2),
         ("rgb422.jpg", 0.45, 4),
         ("rgb420.jpg", 0.45, 4),
         ("progressive420.jpg", 0.45, 4),
