@@ -81,7 +81,7 @@ impl ExtendedBox {
         for start in (0..=last).step_by(BLOCK) {
             self.block::<TAPS, BLOCK>(&taps, start, out);
         }
-        if n % BLOCK > 0 {
+        if !n.is_multiple_of(BLOCK) {
             self.block::<TAPS, BLOCK>(&taps, last, out);
         }
     }
