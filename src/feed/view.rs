@@ -203,25 +203,35 @@ impl ViewOptions {
         let mut equal = false;
         for step in steps {
             let part = match step {
-                Step::Flip => Part::Planes,
-                Step::Blur(_) => Part::Blur,
-                _ => Part::Color,
-            };
-            match step {
-                Step::Flip => {}
-                Step::Jitter(jitter) => jitter.apply(lanes, planes),
-                Step::Grey => color::grey(lanes, planes),
+                Step::Flip => continue,
+                Step::Jitter(jitter) => {
+                    jitter.apply(lanes, planes);
+                    // It leaves a grey view grey but for rounding.
+                    equal = false;
+                    Part::Color
+                }
+                Step::Grey => {
+                    color::grey(lanes, planes);
+                    equal = true;
+                    Part::Color
+                }
+                Step::Solarize => {
+                    color::solarize(lanes, planes, self.solarize_threshold);
+                    Part::Color
+                }
                 Step::Blur(sigma) if equal => {
+                    // One plane stands for all.
                     let plane = side * side;
                     blur::gaussian(lanes, &mut planes[..plane], side, side, sigma, blur);
                     planes.copy_within(..plane, plane);
                     planes.copy_within(..plane, 2 * plane);
+                    Part::Blur
                 }
-                Step::Blur(sigma) => blur::gaussian(lanes, planes, side, side, sigma, blur),
-                Step::Solarize => color::solarize(lanes, planes, self.solarize_threshold),
-            }
-            // Of a grey view, one plane stands for all; the passes of jitter leave it grey but for rounding.
-            equal = matches!(step, Step::Grey) || (equal && !matches!(step, Step::Jitter(_)));
+                Step::Blur(sigma) => {
+                    blur::gaussian(lanes, planes, side, side, sigma, blur);
+                    Part::Blur
+                }
+            };
             laps.lap(part);
         }
         planes::scatter(lanes, planes, out);

@@ -1,7 +1,6 @@
 //! Views against torchvision on Pillow (`tools/fixtures/views.py`), and against what must hold for any image.
 
 mod draws;
-mod measure;
 mod pixels;
 mod properties;
 
