@@ -97,6 +97,23 @@ impl Share {
 }
 
 #[cfg(test)]
+impl Share {
+    /// One sequential pass over so many samples, for tests and models that need no images.
+    pub(super) fn of_samples(samples: u32, batch: u32) -> Self {
+        let group = crate::data::dataset::RowGroupInfo {
+            rows: samples,
+            bytes: 1,
+        };
+        let shard = crate::data::dataset::Shard {
+            name: "a".into(),
+            bytes: 1,
+            row_groups: vec![group],
+        };
+        Self::new(&Order::new(&[shard], Passes::Sequential, 1), batch, 0, 1, 0)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::super::order::tests::{ROWS, uneven};
     use super::*;

@@ -17,6 +17,7 @@
 //! - `Arc`, the gauges and the queue of leaves are not in the models or give no order there, so the models have less
 //!   order than the machine.
 
+use super::FeedError;
 use super::batch::Batch;
 use super::board::{Board, Stopped};
 use super::cursor::{Cursor, SlotTicket, WindowTicket};
@@ -24,7 +25,6 @@ use super::ring::Ring;
 use super::share::Share;
 use super::slot::{HeapMemory, Pin, Place, Shape, SlotMemory, WindowTable, WindowWriter};
 use super::sync::{AtomicBool, Ordering, Sleeper, thread};
-use super::{FeedError, Order, Passes};
 use std::sync::Arc;
 
 /// Runs `model` under all schedules with at most so many preemptions (`LOOM_MAX_PREEMPTIONS` overrules).
@@ -33,19 +33,6 @@ fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
     builder.max_branches = 10_000;
     builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
     builder.check(model);
-}
-
-fn share(samples: u32, batch: u32) -> Share {
-    let group = crate::data::dataset::RowGroupInfo {
-        rows: samples,
-        bytes: 1,
-    };
-    let shard = crate::data::dataset::Shard {
-        name: "a".into(),
-        bytes: 1,
-        row_groups: vec![group],
-    };
-    Share::new(&Order::new(&[shard], Passes::Sequential, 1), batch, 0, 1, 0)
 }
 
 /// A ring for `samples` in batches of `batch`, and its board.
@@ -59,7 +46,7 @@ fn ring(samples: u32, batch: u32, slots: usize, workers: usize) -> Arc<Ring> {
         .map(|_| HeapMemory.allocate(batch as usize).unwrap())
         .collect();
     let board = Arc::new(Board::new(workers));
-    Arc::new(Ring::new(share(samples, batch), shape, memory, board))
+    Arc::new(Ring::new(Share::of_samples(samples, batch), shape, memory, board))
 }
 
 /// `Workshop::place`.

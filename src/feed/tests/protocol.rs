@@ -6,19 +6,6 @@ use super::slot::{Shape, WindowTable};
 use super::*;
 use std::sync::atomic::AtomicUsize;
 
-fn share(samples: u32, batch: u32) -> Share {
-    let group = crate::data::dataset::RowGroupInfo {
-        rows: samples,
-        bytes: 1,
-    };
-    let shard = crate::data::dataset::Shard {
-        name: "a".into(),
-        bytes: 1,
-        row_groups: vec![group],
-    };
-    Share::new(&Order::new(&[shard], Passes::Sequential, 1), batch, 0, 1, 0)
-}
-
 fn ring(samples: u32, batch: u32, slots: usize, workers: usize) -> Arc<Ring> {
     let shape = Shape {
         views: 2,
@@ -29,7 +16,7 @@ fn ring(samples: u32, batch: u32, slots: usize, workers: usize) -> Arc<Ring> {
         .map(|_| HeapMemory.allocate(2 * batch as usize * 5).unwrap())
         .collect();
     Arc::new(Ring::new(
-        share(samples, batch),
+        Share::of_samples(samples, batch),
         shape,
         memory,
         Arc::new(Board::new(workers)),
