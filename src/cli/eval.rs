@@ -8,11 +8,12 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::CliError;
-use super::plan::Images;
+use super::plan::{self, Images};
 use super::recipe::{LoadedRecipe, Recipe};
-use crate::learn::backend::Cpu;
+use super::{DeviceArgs, open_device};
+use crate::learn::backend::{Opened, Task};
 use crate::learn::checkpoint::read_tensors;
-use crate::learn::input::Normalize;
+use crate::learn::ops::TrainAd;
 use crate::learn::resnet::ResNet;
 use crate::learn::{LearnError, weights};
 use crate::measure::MeasureError;
@@ -30,6 +31,8 @@ pub enum EvalCommand {
 pub struct KnnArgs {
     /// Run folder
     run: PathBuf,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Labelled images whose neighbours vote [default: the run's own data]
     #[arg(long, value_name = "DIR", requires = "test")]
     train: Option<String>,
@@ -86,13 +89,13 @@ pub fn run(command: &EvalCommand) -> Result<(), CliError> {
             path: args.run.clone(),
         });
     }
-    let mut recipe = LoadedRecipe::load(&file, None, &[])?.recipe;
+    let mut recipe = LoadedRecipe::load(&file, None, &args.device.sets())?.recipe;
     if let (Some(train), Some(test)) = (&args.train, &args.test) {
         recipe.data.path.clone_from(train);
         recipe.data.test = Some(test.clone());
     }
     let images = Images::open(&recipe.data)?;
-    let knn = knn_of_run(&args.run, &recipe, &images, args.k)?;
+    let knn = knn_of_run(&args.run, &recipe, &images, &open_device(&recipe)?, args.k)?;
     let mut stdout = std::io::stdout();
     if args.json {
         writeln!(
@@ -107,7 +110,13 @@ pub fn run(command: &EvalCommand) -> Result<(), CliError> {
 }
 
 /// k-NN of a run's `encoder.safetensors` on labelled images.
-pub fn knn_of_run(run: &Path, recipe: &Recipe, images: &Images, k: Option<u32>) -> Result<Knn, CliError> {
+pub fn knn_of_run(
+    run: &Path,
+    recipe: &Recipe,
+    images: &Images,
+    device: &Opened,
+    k: Option<u32>,
+) -> Result<Knn, CliError> {
     let file = run.join("encoder.safetensors");
     if !file.is_file() {
         return Err(CliError::NothingThere {
@@ -115,31 +124,62 @@ pub fn knn_of_run(run: &Path, recipe: &Recipe, images: &Images, k: Option<u32>) 
             path: run.to_owned(),
         });
     }
-    let device = Default::default();
-    let input = Normalize {
-        mean: recipe.views.mean,
-        std: recipe.views.std,
-    };
-    let fresh = ResNet::<Cpu>::new(&recipe.encoder, recipe.train.seed, &mut 0, &device);
-    let tensors = read_tensors(&file)?;
-    let trained =
-        weights::import(fresh.clone(), tensors).map_err(|source| LearnError::Weights { path: file, source })?;
-
-    let encoder = Encoder::new(&recipe.eval, &recipe.views, &recipe.decode, recipe.feed.clone(), input);
+    let encoder = Encoder::new(
+        &recipe.eval,
+        &recipe.views,
+        &recipe.decode,
+        recipe.feed.clone(),
+        plan::normalize(recipe),
+    );
     let data = Labelled::new(&images.train, images.test.as_ref(), &images.name)?;
-    let untrained = encoder.calibrate(fresh, &data, &device)?;
     let k = k.unwrap_or(recipe.eval.k);
     let accuracy = |(train, test): (Features, Features)| {
         knn_accuracy(&train, &test, k as usize, recipe.eval.temperature).map_err(MeasureError::from)
     };
+    let [trained, untrained] = device.run(Encoding {
+        file,
+        recipe,
+        encoder: &encoder,
+        data: &data,
+    })?;
     let pixels = encoder.pixels(&data)?;
     let (train_images, test_images) = (pixels.0.labels.len(), pixels.1.labels.len());
     Ok(Knn {
-        trained: accuracy(encoder.encode(&trained, &data, &device)?)?,
-        untrained: accuracy(encoder.encode(&untrained, &data, &device)?)?,
+        trained: accuracy(trained)?,
+        untrained: accuracy(untrained)?,
         raw_pixels: accuracy(pixels)?,
         k,
         train_images,
         test_images,
     })
+}
+
+/// The features of a trained network and of the same untrained, on whichever backend.
+struct Encoding<'a> {
+    file: PathBuf,
+    recipe: &'a Recipe,
+    encoder: &'a Encoder,
+    data: &'a Labelled,
+}
+
+impl Task for Encoding<'_> {
+    type Output = Result<[(Features, Features); 2], CliError>;
+
+    fn run<B: TrainAd>(self, device: B::Device) -> Self::Output {
+        let Self {
+            file,
+            recipe,
+            encoder,
+            data,
+        } = self;
+        let fresh = ResNet::<B::InnerBackend>::new(&recipe.encoder, recipe.train.seed, &mut 0, &device);
+        let tensors = read_tensors(&file)?;
+        let trained =
+            weights::import(fresh.clone(), tensors).map_err(|source| LearnError::Weights { path: file, source })?;
+        let untrained = encoder.calibrate(fresh, data, &device)?;
+        Ok([
+            encoder.encode(&trained, data, &device)?,
+            encoder.encode(&untrained, data, &device)?,
+        ])
+    }
 }

@@ -10,6 +10,7 @@ use crate::data::DataError;
 use crate::data::ingest::IngestError;
 use crate::feed::FeedError;
 use crate::learn::LearnError;
+use crate::learn::backend::BackendError;
 use crate::measure::MeasureError;
 
 /// Exit status of the program. Wrong usage is clap's 2.
@@ -43,6 +44,9 @@ pub enum CliError {
     /// The feed.
     #[error(transparent)]
     Feed(#[from] FeedError),
+    /// The device.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
     /// Training.
     #[error(transparent)]
     Learn(#[from] LearnError),
@@ -126,6 +130,7 @@ impl CliError {
             Self::Data(error) => error.hints(),
             Self::Ingest(error) => error.hints(),
             Self::Feed(error) => error.hints(),
+            Self::Backend(error) => error.hints(),
             Self::Learn(error) => error.hints(),
             Self::Measure(error) => error.hints(),
             Self::OtherRecipe { run, .. } => vec![

@@ -27,6 +27,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::learn::backend::{self, BackendKind, Opened};
+
 pub use explain::{CliError, Status};
 
 /// Streaming VICReg: images in, representations out; no labels needed.
@@ -72,12 +74,41 @@ pub struct RecipeArgs {
 
 impl RecipeArgs {
     fn load(&self) -> Result<recipe::LoadedRecipe, CliError> {
-        Ok(recipe::LoadedRecipe::load(
-            &self.recipe,
-            self.data.as_deref(),
-            &self.sets,
-        )?)
+        self.load_with(&DeviceArgs::default())
     }
+
+    /// The recipe with the flags' device in place of its own.
+    fn load_with(&self, device: &DeviceArgs) -> Result<recipe::LoadedRecipe, CliError> {
+        let sets = [&self.sets[..], &device.sets()].concat();
+        Ok(recipe::LoadedRecipe::load(&self.recipe, self.data.as_deref(), &sets)?)
+    }
+}
+
+/// What every command that computes takes.
+#[derive(Clone, Debug, Default, Args)]
+pub struct DeviceArgs {
+    /// Where the network computes; overrides the recipe's device.backend
+    #[arg(long, value_enum, value_name = "NAME")]
+    backend: Option<BackendKind>,
+    /// Which of several GPUs, from 0; overrides the recipe's device.index
+    #[arg(long, value_name = "N")]
+    device: Option<u32>,
+}
+
+impl DeviceArgs {
+    /// As `--set` would say it.
+    fn sets(&self) -> Vec<String> {
+        let backend = self.backend.map(|kind| format!("device.backend={kind}"));
+        let index = self.device.map(|index| format!("device.index={index}"));
+        backend.into_iter().chain(index).collect()
+    }
+}
+
+/// The device that a recipe means, with a note where a GPU is passed over.
+fn open_device(recipe: &recipe::Recipe) -> Result<Opened, CliError> {
+    let opened = backend::open(&recipe.device, |why| say!("note: not on a GPU: {why}"))?;
+    opened.check(recipe.train.precision)?;
+    Ok(opened)
 }
 
 /// Parses the command line, runs one command, explains what went wrong.

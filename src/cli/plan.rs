@@ -10,9 +10,13 @@ use crate::data::sources::{SYNTHETIC, shapes};
 use crate::data::{DataOptions, Dataset, Split};
 use crate::feed::view::AUGMENTATION_VERSION;
 use crate::feed::{FeedPlan, PassShape, Passes};
+use crate::learn::input::Normalize;
+use crate::learn::model::VicReg;
+use crate::learn::ops::TrainAd;
+use crate::learn::optim::Optimizer;
 use crate::learn::run::Identity;
 use crate::learn::schedule::Schedule;
-use crate::learn::trainer::LoopPlan;
+use crate::learn::trainer::{LoopPlan, Trainer};
 
 /// Training and held-out images of a recipe.
 pub struct Images {
@@ -130,6 +134,27 @@ pub fn feed_plan(recipe: &Recipe) -> FeedPlan {
         views: recipe.views.views().to_vec(),
         decode: recipe.decode.clone(),
         window_bytes: recipe.order.window_bytes(),
+    }
+}
+
+/// A trainer of this recipe before its first step.
+pub fn trainer<B: TrainAd>(recipe: &Recipe, model: VicReg<B>, schedule: Schedule, device: B::Device) -> Trainer<B> {
+    Trainer::new(
+        model,
+        Optimizer::new(recipe.optimizer.clone()),
+        schedule,
+        recipe.loss.clone(),
+        normalize(recipe),
+        recipe.train.precision,
+        device,
+    )
+}
+
+/// How the recipe's pixels are normalised.
+pub fn normalize(recipe: &Recipe) -> Normalize {
+    Normalize {
+        mean: recipe.views.mean,
+        std: recipe.views.std,
     }
 }
 

@@ -12,14 +12,14 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use super::plan::{self, Images, Plan};
 use super::recipe::{LoadedRecipe, Recipe, resolved_toml};
 use super::resume::{self, Resume, Start};
-use super::{CliError, RecipeArgs, eval, progress};
+use super::{CliError, DeviceArgs, RecipeArgs, eval, open_device, progress};
 use crate::feed::{Feed, QuarantineState};
-use crate::learn::backend::CpuAd;
+use crate::learn::backend::{CpuAd, Opened, Task};
 use crate::learn::checkpoint::{self, Checkpoint};
-use crate::learn::input::Normalize;
 use crate::learn::model::{MemoryEstimate, VicReg};
-use crate::learn::optim::Optimizer;
+use crate::learn::ops::TrainAd;
 use crate::learn::run::{Identity, RunFolder};
+use crate::learn::schedule::Schedule;
 use crate::learn::trainer::{LoopPlan, Outcome, Trainer};
 use crate::learn::{LearnError, weights};
 
@@ -28,6 +28,8 @@ use crate::learn::{LearnError, weights};
 pub struct TrainArgs {
     #[command(flatten)]
     recipe: RecipeArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Run folder [default: runs/RECIPE-NAME]
     #[arg(long, value_name = "RUN")]
     out: Option<PathBuf>,
@@ -48,6 +50,7 @@ pub struct TrainArgs {
 /// Everything that is decided before the first step.
 struct Prepared {
     loaded: LoadedRecipe,
+    device: Opened,
     images: Images,
     plan: Plan,
     identity: Identity,
@@ -60,42 +63,74 @@ pub fn run(args: &TrainArgs) -> Result<(), CliError> {
     let prepared = prepare(args)?;
     let (schedule, warnings) = prepared.plan.schedule(&prepared.loaded.recipe)?;
     plan::print(&prepared.loaded, &prepared.images, &prepared.plan, &warnings);
+    say!("device: {}", prepared.device.name);
     if args.dry_run {
         RunFolder::check(&prepared.run)?;
         if prepared.init.is_some() {
-            build(&prepared, schedule)?; // Whether the weights fit.
+            build::<CpuAd>(&prepared, schedule, Default::default())?; // Whether the weights fit.
         }
         return report_dry_run(&prepared);
     }
-    let mut run = RunFolder::open(&prepared.run)?;
-    let loop_plan = prepared.plan.training_loop(&prepared.loaded.recipe, args.max_steps);
-    let (trainer, quarantine) = build(&prepared, schedule)?;
-    run.cut_to(trainer.step())?;
-    match &prepared.start {
-        Start::Checkpoint(_) if RunFolder::identity(run.path())?.is_some() => {
-            run.write_recipe(&resolved_toml(&prepared.loaded))?;
-        }
-        Start::Checkpoint(path) => {
-            // Another run's: it becomes this run's first, before there is a run that would begin at step 0 without it.
-            Checkpoint::load(path)?.save(run.path(), loop_plan.keep_checkpoints)?;
-            run.begin(&prepared.identity, &resolved_toml(&prepared.loaded))?;
-        }
-        Start::Fresh => run.begin(&prepared.identity, &resolved_toml(&prepared.loaded))?,
-    }
-    if trainer.step() >= loop_plan.total_steps {
-        say!(
-            "the run in `{}` is complete at step {}",
-            prepared.run.display(),
-            trainer.step()
-        );
-    }
-    let outcome = drive(&prepared, trainer, &mut run, &loop_plan, quarantine)?;
-    drop(run);
+    let run = RunFolder::open(&prepared.run)?;
+    let outcome = prepared.device.run(Training {
+        prepared: &prepared,
+        schedule,
+        run,
+        plan: prepared.plan.training_loop(&prepared.loaded.recipe, args.max_steps),
+    })?;
     report(&prepared, outcome)
 }
 
+/// The run, on whichever backend.
+struct Training<'a> {
+    prepared: &'a Prepared,
+    schedule: Schedule,
+    run: RunFolder,
+    plan: LoopPlan,
+}
+
+impl Task for Training<'_> {
+    type Output = Result<Outcome, CliError>;
+
+    fn run<B: TrainAd>(self, device: B::Device) -> Self::Output {
+        let Self {
+            prepared,
+            schedule,
+            mut run,
+            plan,
+        } = self;
+        let (trainer, quarantine) = build::<B>(prepared, schedule, device)?;
+        run.cut_to(trainer.step())?;
+        begin(prepared, &run, &plan)?;
+        if trainer.step() >= plan.total_steps {
+            say!(
+                "the run in `{}` is complete at step {}",
+                prepared.run.display(),
+                trainer.step()
+            );
+        }
+        drive(prepared, trainer, &mut run, &plan, quarantine)
+    }
+}
+
+/// Writes down what the run is.
+fn begin(prepared: &Prepared, run: &RunFolder, plan: &LoopPlan) -> Result<(), CliError> {
+    let recipe = resolved_toml(&prepared.loaded);
+    match &prepared.start {
+        Start::Checkpoint(_) if RunFolder::identity(run.path())?.is_some() => run.write_recipe(&recipe)?,
+        Start::Checkpoint(path) => {
+            // Another run's: it becomes this run's first, before there is a run that would begin at step 0 without it.
+            Checkpoint::load(path)?.save(run.path(), plan.keep_checkpoints)?;
+            run.begin(&prepared.identity, &recipe)?;
+        }
+        Start::Fresh => run.begin(&prepared.identity, &recipe)?,
+    }
+    Ok(())
+}
+
 fn prepare(args: &TrainArgs) -> Result<Prepared, CliError> {
-    let loaded = args.recipe.load()?;
+    let loaded = args.recipe.load_with(&args.device)?;
+    let device = open_device(&loaded.recipe)?;
     let images = Images::open(&loaded.recipe.data)?;
     let plan = Plan::new(&loaded.recipe, &images)?;
     let init = args.init_from.as_deref().map(resume::newest_of).transpose()?;
@@ -109,6 +144,7 @@ fn prepare(args: &TrainArgs) -> Result<Prepared, CliError> {
     }
     Ok(Prepared {
         loaded,
+        device,
         images,
         plan,
         identity,
@@ -119,30 +155,20 @@ fn prepare(args: &TrainArgs) -> Result<Prepared, CliError> {
 }
 
 /// The trainer at its first step here, with what is known of bad samples.
-fn build(
+fn build<B: TrainAd>(
     prepared: &Prepared,
-    schedule: crate::learn::schedule::Schedule,
-) -> Result<(Trainer<CpuAd>, QuarantineState), CliError> {
+    schedule: Schedule,
+    device: B::Device,
+) -> Result<(Trainer<B>, QuarantineState), CliError> {
     let recipe = &prepared.loaded.recipe;
-    let device = Default::default();
-    let mut model = VicReg::<CpuAd>::new(&recipe.encoder, &recipe.expander, recipe.train.seed, &device);
+    let mut model = VicReg::<B>::new(&recipe.encoder, &recipe.expander, recipe.train.seed, &device);
     if let (Start::Fresh, Some(path)) = (&prepared.start, &prepared.init) {
         let file = path.join("model.safetensors");
         let tensors = checkpoint::read_tensors(&file)?;
         model = weights::import(model, tensors).map_err(|source| LearnError::Weights { path: file, source })?;
         say!("weights from `{}`", path.display());
     }
-    let trainer = Trainer::new(
-        model,
-        Optimizer::new(recipe.optimizer.clone()),
-        schedule,
-        recipe.loss.clone(),
-        Normalize {
-            mean: recipe.views.mean,
-            std: recipe.views.std,
-        },
-        device,
-    );
+    let trainer = plan::trainer(recipe, model, schedule, device);
     match &prepared.start {
         Start::Fresh => Ok((trainer, QuarantineState::default())),
         Start::Checkpoint(path) => {
@@ -155,9 +181,9 @@ fn build(
 }
 
 /// Feed and loop, until the end or a signal.
-fn drive(
+fn drive<B: TrainAd>(
     prepared: &Prepared,
-    mut trainer: Trainer<CpuAd>,
+    mut trainer: Trainer<B>,
     run: &mut RunFolder,
     plan: &LoopPlan,
     quarantine: QuarantineState,
@@ -167,11 +193,12 @@ fn drive(
     }
     let recipe = &prepared.loaded.recipe;
     let stop = stop_on_signals()?;
-    let mut feed = Feed::start(
+    let mut feed = Feed::start_with(
         Arc::clone(&prepared.images.train),
         plan::feed_plan(recipe),
-        &recipe.feed.beside_cpu_trainer(),
+        &prepared.device.feed_options(&recipe.feed),
         trainer.step(),
+        &mut *prepared.device.slot_memory(),
     )?;
     feed.restore_quarantine(quarantine);
     let images = Arc::clone(&prepared.images.train);
@@ -229,7 +256,13 @@ fn report(prepared: &Prepared, outcome: Outcome) -> Result<(), CliError> {
         }
         Outcome::Complete if prepared.images.train.has_labels() && prepared.loaded.recipe.eval.knn_at_end => {
             // The run is complete and saved, whatever its evaluation says.
-            match eval::knn_of_run(&prepared.run, &prepared.loaded.recipe, &prepared.images, None) {
+            match eval::knn_of_run(
+                &prepared.run,
+                &prepared.loaded.recipe,
+                &prepared.images,
+                &prepared.device,
+                None,
+            ) {
                 Ok(knn) => write!(stdout, "{knn}")?,
                 Err(error) => say!("warning: no k-NN at the end: {error}"),
             }

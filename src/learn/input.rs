@@ -1,11 +1,15 @@
-//! From the feed's bytes to what the encoder takes: u8 `[N, H, W, 3]` to normalised f32 `[N, 3, H, W]`.
+//! From the feed's bytes to what the encoder takes: u8 `[V, N, H, W, 3]` to normalised f32 `[N, 3, H, W]`, view by view.
 //!
+//! In: a batch, or any bytes. Out: [`Uploaded`], which gives each view's maps as often as they are asked for.
 //! The arithmetic is torchvision's ToTensor and Normalize in f32: `(v / 255 - mean) / std`. On the CPU this pass is the only
 //! copy that a batch sees; a GPU receives the bytes flat (rows of three would be padded to sixteen) and normalises itself.
 
 use super::ops::{TrainOps, tensor};
-use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
+use crate::feed::Batch;
+use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData, backend::Backend, ops::IntTensor};
+use bytes::Bytes;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Mean and standard deviation by channel, on the 0-1 scale.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -16,38 +20,89 @@ pub struct Normalize {
     pub std: [f32; 3],
 }
 
-/// One view's pixels, `[n, height, width, 3]` RGB, as normalised maps `[n, 3, height, width]`.
-///
-/// # Panics
-/// When `pixels` does not hold whole images of that size.
-pub fn images<B: TrainOps>(
-    pixels: &[u8],
-    height: usize,
-    width: usize,
-    by: Normalize,
-    device: &B::Device,
-) -> Tensor<B, 4> {
-    assert_eq!(
-        pixels.len() % (height * width * 3),
-        0,
-        "{} bytes are no images of {height} x {width}",
-        pixels.len()
-    );
-    tensor(B::images(pixels, [height, width], by, device))
+/// The bytes of a batch, where the kernels run.
+#[derive(Clone, Debug)]
+pub enum Pixels<B: Backend> {
+    /// In the host's memory: the CPU computes.
+    Host(Bytes),
+    /// A flat u8 tensor on the device.
+    Device(IntTensor<B>),
+}
+
+/// A batch on its device: u8 `[V, N, H, W, 3]`, V views of N images.
+#[derive(Clone, Debug)]
+pub struct Uploaded<B: Backend> {
+    pixels: Pixels<B>,
+    views: usize,
+    side: usize,
+    view_bytes: usize,
+    device: B::Device,
+}
+
+impl<B: TrainOps> Uploaded<B> {
+    /// A batch of the feed; its slot goes back to the ring as soon as the device has read it.
+    pub fn batch(batch: Batch, device: &B::Device) -> Self {
+        let (views, side) = (batch.views(), batch.side());
+        Self::new(batch.into_bytes(), views, side, device)
+    }
+
+    /// `views` views of images of `side` x `side` pixels.
+    ///
+    /// # Panics
+    /// When `bytes` are not whole images, as many for each view.
+    pub fn new(bytes: Bytes, views: usize, side: usize, device: &B::Device) -> Self {
+        let image = side * side * 3;
+        assert!(
+            views > 0 && image > 0 && bytes.len().is_multiple_of(views * image),
+            "{} bytes are no {views} views of images of {side} x {side}",
+            bytes.len()
+        );
+        Self {
+            views,
+            side,
+            view_bytes: bytes.len() / views,
+            pixels: B::upload(bytes, device),
+            device: device.clone(),
+        }
+    }
+
+    /// One view as normalised maps `[N, 3, H, W]`, f32.
+    ///
+    /// # Panics
+    /// If there is no such view.
+    pub fn view(&self, view: usize, by: Normalize) -> Tensor<B, 4> {
+        assert!(view < self.views, "view {view} of {}", self.views);
+        let range = view * self.view_bytes..(view + 1) * self.view_bytes;
+        tensor(B::images(&self.pixels, range, [self.side; 2], by, &self.device))
+    }
+}
+
+/// The bytes copied to the device by burn: what a backend does that has no way of its own.
+pub(super) fn copied<B: Backend>(bytes: Bytes, device: &B::Device) -> Pixels<B> {
+    let flat = TensorData::new(bytes.to_vec(), [bytes.len()]);
+    Pixels::Device(Tensor::<B, 1, Int>::from_data(flat, (device, DType::U8)).into_primitive())
 }
 
 /// On the device, in stock operations.
 pub(super) fn on_device<B: Backend>(
-    pixels: &[u8],
+    pixels: &Pixels<B>,
+    range: Range<usize>,
     [h, w]: [usize; 2],
     by: Normalize,
     device: &B::Device,
 ) -> Tensor<B, 4> {
-    let n = pixels.len() / (h * w * 3);
-    let flat = TensorData::new(pixels.to_vec(), [pixels.len()]);
-    let maps = Tensor::<B, 1, Int>::from_data(flat, (device, DType::U8))
+    let flat = match pixels {
+        Pixels::Device(flat) => flat.clone(),
+        Pixels::Host(bytes) => match copied::<B>(bytes.clone(), device) {
+            Pixels::Device(flat) => flat,
+            Pixels::Host(_) => unreachable!("copied to the device just now"),
+        },
+    };
+    let n = range.len() / (h * w * 3);
+    let maps = Tensor::<B, 1, Int>::from_primitive(flat)
+        .slice([range])
         .reshape([n, h, w, 3])
-        .float()
+        .cast(FloatDType::F32)
         .permute([0, 3, 1, 2]);
     let channels = |values: [f32; 3]| Tensor::<B, 1>::from_floats(values, device).reshape([1, 3, 1, 1]);
     (maps / 255.0 - channels(by.mean)) / channels(by.std)
@@ -90,35 +145,47 @@ mod tests {
 
     #[test]
     fn channels_and_places_are_right() {
-        let maps = images::<Flex>(&[0, 255, 51, 102, 1, 2], 1, 2, BY, &Default::default());
-        assert_eq!(maps.dims(), [1, 3, 1, 2]);
+        // Two views of one image of 1 x 1.
+        let both = Uploaded::<Flex>::new(Bytes::from_static(&[0, 255, 51, 102, 1, 2]), 2, 1, &Default::default());
         // torchvision: normalize(to_tensor(...)) in float64.
         let expected = [
-            -2.117_904,
-            -0.371_179_04,
-            2.428_571_4,
-            -2.018_207_3,
-            -0.915_555_6,
-            -1.769_586_1,
+            [-2.117_904, 2.428_571_4, -0.915_555_6],
+            [-0.371_179_04, -2.018_207_3, -1.769_586_1],
         ];
-        for (value, expected) in maps.into_data().to_vec::<f32>().unwrap().iter().zip(expected) {
-            assert!((value - expected).abs() < 1e-5, "{value} {expected}");
+        for (view, expected) in expected.iter().enumerate() {
+            let maps = both.view(view, BY);
+            assert_eq!(maps.dims(), [1, 3, 1, 1]);
+            for (value, expected) in maps.into_data().to_vec::<f32>().unwrap().iter().zip(expected) {
+                assert!((value - expected).abs() < 1e-5, "{value} {expected}");
+            }
         }
     }
 
     #[test]
     fn the_table_and_the_device_agree_bit_for_bit() {
-        let pixels = pixels(3 * 17 * 13 * 3);
-        let table = images::<Flex>(&pixels, 17, 13, BY, &Default::default());
-        let device = on_device::<Flex>(&pixels, [17, 13], BY, &Default::default());
-        assert_eq!(table.to_data(), device.into_data());
-        let tracked = images::<Autodiff<Flex>>(&pixels, 17, 13, BY, &Default::default());
-        assert_eq!(table.into_data(), tracked.inner().into_data());
+        let bytes = Bytes::from(pixels(2 * 3 * 17 * 17 * 3));
+        let device = Default::default();
+        let table = Uploaded::<Flex>::new(bytes.clone(), 2, 17, &device);
+        let stock = Uploaded {
+            pixels: copied::<Flex>(bytes.clone(), &device),
+            ..table.clone()
+        };
+        let Pixels::Device(_) = &stock.pixels else {
+            panic!("not on the device")
+        };
+        let tracked = Uploaded::<Autodiff<Flex>>::new(bytes.clone(), 2, 17, &device);
+        for view in [0, 1] {
+            let range = view * table.view_bytes..(view + 1) * table.view_bytes;
+            let expected = table.view(view, BY).into_data();
+            let stock = on_device(&stock.pixels, range, [17; 2], BY, &device);
+            assert_eq!(stock.into_data(), expected);
+            assert_eq!(tracked.view(view, BY).inner().into_data(), expected);
+        }
     }
 
     #[test]
-    #[should_panic(expected = "no images")]
+    #[should_panic(expected = "no 2 views of images")]
     fn half_an_image_is_refused() {
-        let _ = images::<Flex>(&[0; 10], 1, 2, BY, &Default::default());
+        let _ = Uploaded::<Flex>::new(Bytes::from_static(&[0; 10]), 2, 1, &Default::default());
     }
 }

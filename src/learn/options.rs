@@ -1,9 +1,31 @@
-//! `[train]`: length, seed, checkpoints and logging of a run.
+//! `[train]`: length, seed, precision, checkpoints and logging of a run.
 
+use burn::tensor::DType;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// `[train]`: length, seed, checkpoints, logging.
+/// Type of activations and of the weights as they are multiplied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 16 bits, with the exponent of f32: nothing overflows that would not in f32.
+    Bf16,
+}
+
+impl Precision {
+    /// As burn names it.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+}
+
+/// `[train]`: length, seed, precision, checkpoints, logging.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainOptions {
@@ -15,6 +37,9 @@ pub struct TrainOptions {
     pub epochs: u32,
     /// Length in steps; overrides `epochs`.
     pub steps: Option<u64>,
+    /// What the network computes in: `f32` (tf32 in a GPU's matrix units), or `bf16` with f32 weights, statistics and loss,
+    /// as PyTorch's autocast does. Default f32.
+    pub precision: Precision,
     /// A checkpoint every so many steps (and one at the end and on SIGINT, SIGTERM, SIGUSR1).
     #[schemars(extend("x-kind" = "operational"))]
     pub checkpoint_every: u64,
@@ -33,6 +58,7 @@ impl Default for TrainOptions {
             batch_size: 2048,
             epochs: 100,
             steps: None,
+            precision: Precision::F32,
             checkpoint_every: 500,
             keep_checkpoints: 3,
             log_every: 10,

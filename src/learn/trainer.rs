@@ -3,32 +3,28 @@
 //! In: a feed of full batches and a run folder. Out: weights, metrics, checkpoints.
 //! Invariant: the state after step s is a function of (recipe, data, s) alone; threads and interruptions leave no trace in it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use burn::optim::GradientsParams;
-use burn::tensor::Tensor;
-use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{DType, Tensor};
 
 use super::checkpoint::{self, Checkpoint, CheckpointState};
 use super::error::LearnError;
-use super::input::{self, Normalize};
+use super::input::{Normalize, Uploaded};
 use super::model::VicReg;
 use super::norm::Mode;
-use super::ops::TrainOps;
+use super::ops::{LateRead, TrainAd, TrainOps, cast, primitive};
 use super::optim::Optimizer;
+use super::options::Precision;
 use super::run::{Identity, Metrics, RunFolder};
 use super::schedule::Schedule;
 use super::vicreg::{LossOptions, LossTerms, vicreg_loss};
 use super::weights::{self, NamedTensor};
 use crate::data::store;
 use crate::feed::{Batch, Feed, FeedError};
-
-/// A backend that the loop can train on.
-pub trait TrainAd: TrainOps + AutodiffBackend<InnerBackend: TrainOps> {}
-impl<B: TrainOps + AutodiffBackend<InnerBackend: TrainOps>> TrainAd for B {}
 
 /// Model and optimiser between two steps.
 pub struct Trainer<B: TrainAd> {
@@ -38,15 +34,16 @@ pub struct Trainer<B: TrainAd> {
     schedule: Schedule,
     loss: LossOptions,
     input: Normalize,
+    precision: Precision,
     device: B::Device,
     step: u64,
 }
 
-/// What one step computed; still on the device.
-struct StepTerms<B: AutodiffBackend> {
+/// What one step computed, on its way from the device.
+pub struct LateTerms {
     step: u64,
     lr: f64,
-    terms: LossTerms<B>,
+    read: LateRead,
 }
 
 /// When to log, save and stop.
@@ -100,6 +97,7 @@ impl<B: TrainAd> Trainer<B> {
         schedule: Schedule,
         loss: LossOptions,
         input: Normalize,
+        precision: Precision,
         device: B::Device,
     ) -> Self {
         Self {
@@ -108,6 +106,7 @@ impl<B: TrainAd> Trainer<B> {
             schedule,
             loss,
             input,
+            precision,
             device,
             step: 0,
         }
@@ -135,16 +134,23 @@ impl<B: TrainAd> Trainer<B> {
         Ok(self)
     }
 
-    /// One step on one batch of V = 2 views, phase by phase.
-    fn train_step(&mut self, batch: &Batch) -> StepTerms<B> {
+    /// Takes a batch of the feed to the device.
+    pub fn upload(&self, batch: Batch) -> Uploaded<B> {
+        Uploaded::batch(batch, &self.device)
+    }
+
+    /// One step on one batch of V = 2 views, phase by phase. Nothing here waits for the device.
+    pub fn train_step(&mut self, batch: Uploaded<B>) -> LateTerms {
         // Phase 1, encode: each view alone, since its batch norms must see that view's statistics alone.
         let (mut stats, mut stats_prime) = (Vec::new(), Vec::new());
-        let x = self.view(batch, 0); // [N, 3, H, W]
-        let x_prime = self.view(batch, 1);
+        let x = self.view(&batch, 0); // [N, 3, H, W]
+        let x_prime = self.view(&batch, 1);
+        drop(batch); // On the CPU, the slot goes back to the ring here.
         let z = self.model.embed(x, &mut Mode::Train(&mut stats)); // [N, D]
         let z_prime = self.model.embed(x_prime, &mut Mode::Train(&mut stats_prime));
 
-        // Phase 2, loss and gradients on the whole batch; a gather over ranks would come between the phases.
+        // Phase 2, loss and gradients on the whole batch, in f32; a gather over ranks would come between the phases.
+        let [z, z_prime] = [z, z_prime].map(|z| cast(z, DType::F32));
         let terms = vicreg_loss(z, z_prime, &self.loss);
         let gradients = GradientsParams::from_grads(terms.loss.backward(), &self.model);
 
@@ -152,20 +158,12 @@ impl<B: TrainAd> Trainer<B> {
         let model = self.optimizer.step(lr, self.model.clone(), gradients);
         self.model = model.update_running(&stats).update_running(&stats_prime);
         self.step += 1;
-        StepTerms {
-            step: self.step,
-            lr,
-            terms: LossTerms {
-                loss: terms.loss.detach(),
-                ..terms
-            },
-        }
+        LateTerms::begin(self.step, lr, terms)
     }
 
-    /// One view of a batch as the network takes it, `[N, 3, H, W]`.
-    fn view(&self, batch: &Batch, view: usize) -> Tensor<B, 4> {
-        let side = batch.side();
-        input::images(batch.view(view), side, side, self.input, &self.device)
+    /// One view of a batch as the network takes it, `[N, 3, H, W]`, in the type that it computes in.
+    fn view(&self, batch: &Uploaded<B>, view: usize) -> Tensor<B, 4> {
+        cast(batch.view(view, self.input), self.precision.dtype())
     }
 
     /// Trains until the plan's end, its `stop_at`, or until `stop` is raised.
@@ -178,7 +176,7 @@ impl<B: TrainAd> Trainer<B> {
         stop: &AtomicBool,
         observer: &mut dyn Observer,
     ) -> Result<Outcome, LearnError> {
-        let mut pending: Vec<StepTerms<B>> = Vec::new();
+        let mut late: VecDeque<LateTerms> = VecDeque::new();
         let mut clock = Clock::start();
         let mut saved = None;
         let end = plan.stop_at.min(plan.total_steps);
@@ -188,19 +186,22 @@ impl<B: TrainAd> Trainer<B> {
             clock.waited += asked.elapsed();
             run.quarantine(self.step + 1, batch.rejects())?;
 
-            pending.push(self.train_step(&batch));
-            drop(batch); // The slot goes back to the ring.
-            clock.steps += 1;
+            let batch = self.upload(batch);
+            late.push_back(self.train_step(batch));
             observer.stepped(self.step);
 
             let stopping = stop.load(Ordering::Relaxed) || self.step == end;
             let saving = stopping || self.step.is_multiple_of(plan.checkpoint_every);
-            let logging = self.step == 1 || self.step == plan.total_steps || self.step.is_multiple_of(plan.log_every);
-            if logging || saving {
-                // Late metrics are read here, before anything is saved: no NaN state is ever kept as good.
-                let last = self.read_back(&mut pending, saved.clone(), run)?;
-                if logging {
-                    let metrics = clock.metrics(&last, plan);
+            // Before anything is saved all metrics are in: no NaN state is ever kept as good.
+            let may_be_out = if saving { 0 } else { B::RUN_AHEAD };
+            while late.len() > may_be_out {
+                let Some(terms) = late.pop_front().map(LateTerms::wait) else {
+                    break;
+                };
+                terms.check(&saved, run)?;
+                clock.steps += 1;
+                if plan.logs(terms.step) {
+                    let metrics = clock.metrics(&terms, plan);
                     run.log(&metrics)?;
                     observer.logged(&metrics);
                     clock = Clock::start();
@@ -219,38 +220,6 @@ impl<B: TrainAd> Trainer<B> {
             step if step < plan.total_steps => Outcome::Stopped { step },
             _ => Outcome::Complete,
         })
-    }
-
-    /// Reads the pending steps' terms from the device, oldest first; the first that is not finite ends the run.
-    fn read_back(
-        &self,
-        pending: &mut Vec<StepTerms<B>>,
-        saved: Option<PathBuf>,
-        run: &RunFolder,
-    ) -> Result<HostTerms, LearnError> {
-        let mut last = None;
-        for step in pending.drain(..) {
-            let terms = HostTerms::read(step);
-            if !terms.loss.is_finite() {
-                let last_good = saved.or_else(|| checkpoint::newest(run.path()).ok()?);
-                let HostTerms {
-                    step,
-                    invariance,
-                    variance,
-                    covariance,
-                    ..
-                } = terms;
-                return Err(LearnError::NotFinite {
-                    step,
-                    invariance,
-                    variance,
-                    covariance,
-                    last_good,
-                });
-            }
-            last = Some(terms);
-        }
-        Ok(last.expect("a step has just been taken"))
     }
 
     fn save(&self, feed: &Feed, run: &RunFolder, identity: &Identity, plan: &LoopPlan) -> Result<PathBuf, LearnError> {
@@ -294,30 +263,78 @@ fn next_batch(feed: &mut Feed, run: &mut RunFolder, step: u64) -> Result<Batch, 
     }
 }
 
-/// The terms of one step, on the host.
-struct HostTerms {
-    step: u64,
-    lr: f64,
-    loss: f64,
-    invariance: f64,
-    variance: f64,
-    covariance: f64,
-    embedding_std: f64,
+impl LateTerms {
+    /// Puts the reading of a step's terms behind it on the device.
+    fn begin<B: TrainAd>(step: u64, lr: f64, terms: LossTerms<B>) -> Self {
+        let LossTerms {
+            loss,
+            invariance,
+            variance,
+            covariance,
+            embedding_std,
+        } = terms;
+        // One small tensor, one copy.
+        let all = [loss, invariance, variance, covariance, embedding_std].map(Tensor::inner);
+        let read = B::InnerBackend::read_late(primitive(Tensor::cat(all.to_vec(), 0)));
+        Self { step, lr, read }
+    }
+
+    /// The terms on the host; waits for the step if it is not done yet.
+    pub fn wait(self) -> StepTerms {
+        let values = self.read.wait();
+        let [loss, invariance, variance, covariance, embedding_std] =
+            values[..].try_into().expect("as many values as were put together");
+        StepTerms {
+            step: self.step,
+            lr: self.lr,
+            loss,
+            invariance,
+            variance,
+            covariance,
+            embedding_std,
+        }
+    }
 }
 
-impl HostTerms {
-    fn read<B: AutodiffBackend>(step: StepTerms<B>) -> Self {
-        let read = |tensor: Tensor<B, 1>| tensor.into_data().iter::<f64>().next().unwrap_or(f64::NAN);
-        let terms = step.terms;
-        Self {
-            step: step.step,
-            lr: step.lr,
-            loss: read(terms.loss),
-            invariance: read(terms.invariance),
-            variance: read(terms.variance),
-            covariance: read(terms.covariance),
-            embedding_std: read(terms.embedding_std),
+/// The terms of one step, on the host.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepTerms {
+    /// Steps done, this one included.
+    pub step: u64,
+    /// Learning rate of the step.
+    pub lr: f64,
+    /// lambda s + mu v + nu c.
+    pub loss: f64,
+    /// s.
+    pub invariance: f64,
+    /// v.
+    pub variance: f64,
+    /// c.
+    pub covariance: f64,
+    /// Standard deviation of an embedding dimension, mean over dimensions and branches.
+    pub embedding_std: f64,
+}
+
+impl StepTerms {
+    /// A loss that is not finite ends the run.
+    fn check(&self, saved: &Option<PathBuf>, run: &RunFolder) -> Result<(), LearnError> {
+        if self.loss.is_finite() {
+            return Ok(());
         }
+        Err(LearnError::NotFinite {
+            step: self.step,
+            invariance: self.invariance,
+            variance: self.variance,
+            covariance: self.covariance,
+            last_good: saved.clone().or_else(|| checkpoint::newest(run.path()).ok()?),
+        })
+    }
+}
+
+impl LoopPlan {
+    /// Whether a step's metrics are logged.
+    fn logs(&self, step: u64) -> bool {
+        step == 1 || step == self.total_steps || step.is_multiple_of(self.log_every)
     }
 }
 
@@ -337,7 +354,7 @@ impl Clock {
         }
     }
 
-    fn metrics(&self, terms: &HostTerms, plan: &LoopPlan) -> Metrics {
+    fn metrics(&self, terms: &StepTerms, plan: &LoopPlan) -> Metrics {
         let seconds = self.started.elapsed().as_secs_f64();
         let steps = f64::from(self.steps.max(1));
         Metrics {

@@ -15,7 +15,7 @@ use crate::data::{Dataset, DecodeOptions, SampleKey};
 use crate::feed::view::{View, ViewsOptions};
 use crate::feed::{Batch, Feed, FeedOptions, FeedPlan, Passes};
 use crate::learn::backend::Cpu;
-use crate::learn::input::{self, Normalize};
+use crate::learn::input::{Normalize, Uploaded};
 use crate::learn::norm::Mode;
 use crate::learn::ops::TrainOps;
 use crate::learn::resnet::ResNet;
@@ -135,7 +135,7 @@ impl Encoder {
         let batches = feed.shape().steps_per_epoch.clamp(1, BATCHES);
         while let (true, Some(batch)) = ((seen.len() as u64) < batches, feed.next()?) {
             let mut stats = Vec::new();
-            network.forward(self.view::<B>(&batch, device), &mut Mode::Train(&mut stats));
+            network.forward(self.view::<B>(batch, device), &mut Mode::Train(&mut stats));
             seen.push(stats);
         }
         Ok(network.calibrate(&seen))
@@ -144,7 +144,7 @@ impl Encoder {
     fn halves(
         &self,
         data: &Labelled,
-        mut encode: impl FnMut(&Batch) -> Vec<f32>,
+        mut encode: impl FnMut(Batch) -> Vec<f32>,
     ) -> Result<(Features, Features), MeasureError> {
         let own_split = data.test.is_none();
         let mut train = Features::default();
@@ -152,21 +152,20 @@ impl Encoder {
         let mut add = |dataset: &Arc<Dataset>, is_test: &dyn Fn(SampleKey) -> bool| -> Result<(), MeasureError> {
             let mut feed = self.open(dataset, Passes::Sequential)?;
             while let Some(batch) = feed.next()? {
-                let values = encode(&batch);
-                let length = values.len() / batch.len();
-                for (i, row) in values.chunks_exact(length).enumerate() {
-                    if batch.present()[i] && batch.labels()[i] >= 0 {
-                        let half = if is_test(batch.keys()[i]) {
-                            &mut test
-                        } else {
-                            &mut train
-                        };
-                        reserve(half, length, dataset.len())?;
-                        half.n += 1;
-                        half.d = length;
-                        half.values.extend_from_slice(row);
-                        half.labels.push(batch.labels()[i]);
-                    }
+                let places: Vec<Place> = Place::all(&batch, is_test).collect();
+                let values = encode(batch);
+                let length = values.len() / places.len();
+                for (place, row) in places.iter().zip(values.chunks_exact(length)) {
+                    let half = match place {
+                        Place { label: None, .. } => continue,
+                        Place { is_test: true, .. } => &mut test,
+                        Place { is_test: false, .. } => &mut train,
+                    };
+                    reserve(half, length, dataset.len())?;
+                    half.n += 1;
+                    half.d = length;
+                    half.values.extend_from_slice(row);
+                    half.labels.extend(place.label);
                 }
             }
             Ok(())
@@ -178,9 +177,8 @@ impl Encoder {
         Ok((train, test))
     }
 
-    fn view<B: TrainOps>(&self, batch: &Batch, device: &B::Device) -> Tensor<B, 4> {
-        let side = batch.side();
-        input::images(batch.view(0), side, side, self.input, device)
+    fn view<B: TrainOps>(&self, batch: Batch, device: &B::Device) -> Tensor<B, 4> {
+        Uploaded::batch(batch, device).view(0, self.input)
     }
 
     fn open(&self, dataset: &Arc<Dataset>, passes: Passes) -> Result<Feed, MeasureError> {
@@ -195,6 +193,23 @@ impl Encoder {
             window_bytes: 64 << 20,
         };
         Ok(Feed::start(Arc::clone(dataset), plan, &self.feed, 0)?)
+    }
+}
+
+/// What becomes of a place's features.
+struct Place {
+    /// `None`: no image, or no label.
+    label: Option<i64>,
+    is_test: bool,
+}
+
+impl Place {
+    fn all(batch: &Batch, is_test: &dyn Fn(SampleKey) -> bool) -> impl Iterator<Item = Self> {
+        let images = batch.present().iter().zip(batch.labels()).zip(batch.keys());
+        images.map(|((&present, &label), &key)| Self {
+            label: (present && label >= 0).then_some(label),
+            is_test: is_test(key),
+        })
     }
 }
 

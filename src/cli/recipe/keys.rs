@@ -161,11 +161,24 @@ pub(super) fn apply_set(table: &mut toml::Table, text: &str) -> Result<(), Recip
 
 /// Identity keys in which `run` (a recipe as JSON, perhaps of an older version) and `recipe` differ.
 pub fn identity_changes(run: &Value, recipe: &Recipe) -> Vec<Change> {
-    let new = serde_json::to_value(recipe).unwrap_or(Value::Null);
+    let json = |recipe: &Recipe| serde_json::to_value(recipe).unwrap_or(Value::Null);
+    let new = json(recipe);
     let root = schema();
     let mut changes = Vec::new();
-    compare(&root, &root, run, &new, "", &mut changes);
+    // A key that the older version did not have: it did what is the default now.
+    let mut run = run.clone();
+    complete(&mut run, &json(&Recipe::default()));
+    compare(&root, &root, &run, &new, "", &mut changes);
     changes
+}
+
+/// Puts defaults where keys are missing.
+fn complete(value: &mut Value, default: &Value) {
+    if let (Some(value), Some(default)) = (value.as_object_mut(), default.as_object()) {
+        for (key, default) in default {
+            complete(value.entry(key).or_insert_with(|| default.clone()), default);
+        }
+    }
 }
 
 fn compare(root: &Value, node: &Value, run: &Value, new: &Value, path: &str, changes: &mut Vec<Change>) {

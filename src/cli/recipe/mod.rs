@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::{DataOptions, DecodeOptions};
 use crate::feed::view::ViewsOptions;
 use crate::feed::{FeedOptions, OrderOptions};
+use crate::learn::backend::DeviceOptions;
 use crate::learn::expander::ExpanderOptions;
 use crate::learn::optim::OptimizerOptions;
 use crate::learn::options::TrainOptions;
@@ -51,6 +52,8 @@ pub struct Recipe {
     pub schedule: ScheduleOptions,
     /// Length, seed, checkpoints, logging.
     pub train: TrainOptions,
+    /// Where the network computes; free to change between a run and its resume.
+    pub device: DeviceOptions,
     /// How representations are judged.
     pub eval: EvalOptions,
 }

@@ -3,15 +3,17 @@
 //! The graph keeps what the closed forms need and nothing else; a gradient that nobody asks for (the images') is never
 //! computed.
 
-use super::{ConvArgs, NormSaved, Normed, TrainOps};
-use crate::learn::input::Normalize;
-use burn::tensor::{backend::AutodiffBackend, ops::FloatTensor};
+use super::{ConvArgs, LateRead, NormSaved, Normed, TrainOps};
+use crate::learn::input::{Normalize, Pixels};
+use burn::tensor::{DType, backend::AutodiffBackend, ops::FloatTensor};
 use burn_autodiff::{
     Autodiff, NodeId,
     checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
     grads::Gradients,
     ops::{Backward, Ops, OpsKind},
 };
+use bytes::Bytes;
+use std::ops::Range;
 
 impl<B: TrainOps, C: CheckpointStrategy> TrainOps for Autodiff<B, C> {
     fn conv(x: FloatTensor<Self>, weight: FloatTensor<Self>, args: ConvArgs) -> FloatTensor<Self> {
@@ -75,8 +77,35 @@ impl<B: TrainOps, C: CheckpointStrategy> TrainOps for Autodiff<B, C> {
         }
     }
 
-    fn images(pixels: &[u8], size: [usize; 2], by: Normalize, device: &Self::Device) -> FloatTensor<Self> {
-        Self::from_inner(B::images(pixels, size, by, device))
+    fn pooled_type(dtype: DType) -> DType {
+        B::pooled_type(dtype)
+    }
+
+    const RUN_AHEAD: usize = B::RUN_AHEAD;
+
+    fn upload(bytes: Bytes, device: &Self::Device) -> Pixels<Self> {
+        match B::upload(bytes, device) {
+            Pixels::Host(bytes) => Pixels::Host(bytes),
+            Pixels::Device(flat) => Pixels::Device(flat),
+        }
+    }
+
+    fn images(
+        pixels: &Pixels<Self>,
+        range: Range<usize>,
+        size: [usize; 2],
+        by: Normalize,
+        device: &Self::Device,
+    ) -> FloatTensor<Self> {
+        let pixels = match pixels.clone() {
+            Pixels::Host(bytes) => Pixels::Host(bytes),
+            Pixels::Device(flat) => Pixels::Device(flat),
+        };
+        Self::from_inner(B::images(&pixels, range, size, by, device))
+    }
+
+    fn read_late(values: FloatTensor<Self>) -> LateRead {
+        B::read_late(values.primitive)
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! They are the specification that the kernels are tested against; a GPU takes them as they are.
 
-use super::{ConvArgs, NormGrads, NormSaved, Normed, primitive, tensor};
-use burn::tensor::{Tensor, TensorMetadata, backend::Backend, ops::ConvOptions, ops::FloatTensor};
+use super::{ConvArgs, NormGrads, NormSaved, Normed, cast, primitive, tensor};
+use burn::tensor::{DType, Tensor, TensorMetadata, backend::Backend, ops::ConvOptions, ops::FloatTensor};
 
 fn options(args: ConvArgs) -> ConvOptions<2> {
     ConvOptions::new([args.stride; 2], [args.padding; 2], [1; 2], 1)
@@ -31,12 +31,17 @@ pub(super) fn conv_weight_grad<B: Backend>(
     B::conv2d_weight_backward(x, weight, grad, options(args))
 }
 
-/// `[N, C]` or `[N, C, H, W]` as `[N, C, P]`, P pixels.
+/// `[N, C]` or `[N, C, H, W]` as f32 `[N, C, P]`, P pixels.
 fn planes<B: Backend>(x: FloatTensor<B>) -> Tensor<B, 3> {
     let shape = x.shape();
     let (n, c) = (shape[0], shape[1]);
     let pixels = shape.num_elements() / (n * c).max(1);
-    tensor(B::float_reshape(x, [n, c, pixels].into()))
+    cast(tensor(B::float_reshape(x, [n, c, pixels].into())), DType::F32)
+}
+
+/// `[N, C, P]` in the given type and shape.
+fn maps<B: Backend>(x: Tensor<B, 3>, dtype: DType, shape: burn::tensor::Shape) -> FloatTensor<B> {
+    B::float_reshape(primitive(cast(x, dtype)), shape)
 }
 
 /// `[C]` as `[1, C, 1]`.
@@ -81,7 +86,7 @@ pub(super) fn affine<B: Backend>(
     residual: Option<FloatTensor<B>>,
     relu: bool,
 ) -> FloatTensor<B> {
-    let shape = x.shape();
+    let (shape, dtype) = (x.shape(), x.dtype());
     let mut y = planes::<B>(x) * channels::<B>(scale) + channels::<B>(shift);
     if let Some(residual) = residual {
         y = y + planes::<B>(residual);
@@ -89,11 +94,11 @@ pub(super) fn affine<B: Backend>(
     if relu {
         y = burn::tensor::activation::relu(y);
     }
-    B::float_reshape(primitive(y), shape)
+    maps(y, dtype, shape)
 }
 
 pub(super) fn norm_grad<B: Backend>(saved: NormSaved<B>, grad: FloatTensor<B>) -> NormGrads<B> {
-    let shape = grad.shape();
+    let (shape, dtype) = (grad.shape(), grad.dtype());
     let mut grad = planes::<B>(grad);
     if let Some(output) = saved.rectified {
         let mask = planes::<B>(output).lower_equal_elem(0.0);
@@ -108,9 +113,9 @@ pub(super) fn norm_grad<B: Backend>(saved: NormSaved<B>, grad: FloatTensor<B>) -
     let centred = grad.clone() - beta.clone() / count - normalised * (gamma.clone() / count);
     let input = centred * (channels::<B>(saved.gamma) * inverse);
     NormGrads {
-        input: B::float_reshape(primitive(input), shape.clone()),
+        input: maps(input, dtype, shape.clone()),
         gamma: primitive(gamma.reshape([c])),
         beta: primitive(beta.reshape([c])),
-        residual: saved.residual.then(|| B::float_reshape(primitive(grad), shape)),
+        residual: saved.residual.then(|| maps(grad, dtype, shape)),
     }
 }

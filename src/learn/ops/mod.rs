@@ -2,7 +2,8 @@
 //!
 //! In and out: burn's float primitives. Default bodies are stock burn operations, so that any backend trains; `flex` (the
 //! CPU) overrides them with kernels, because stock batch norm and weight gradients would cost three quarters of a step
-//! there. `Autodiff<B>` joins forward and backward in `autodiff`.
+//! there. `Autodiff<B>` joins forward and backward in `autodiff`; `gpu` takes bytes to a device and numbers back.
+//! Maps and weights may be bf16, their results are then bf16 as well; scales, shifts, statistics and their gradients are f32.
 //! Invariant: a result depends on its inputs alone, never on the number of threads.
 
 mod autodiff;
@@ -12,9 +13,17 @@ mod conv_weight;
 mod defaults;
 mod flex;
 mod gather;
+#[cfg(feature = "gpu")]
+mod gpu;
 
-use super::input::{self, Normalize};
-use burn::tensor::{Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
+use super::input::{self, Normalize, Pixels};
+use burn::tensor::{
+    DType, FloatDType, Tensor, TensorMetadata, TensorPrimitive,
+    backend::{AutodiffBackend, Backend},
+    ops::FloatTensor,
+};
+use bytes::Bytes;
+use std::ops::Range;
 
 /// Stride and zero padding of a square-strided convolution, both axes alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +121,7 @@ pub trait TrainOps: Backend {
         defaults::conv_weight_grad::<Self>(x, weight, grad, args)
     }
 
-    /// Batch norm with the batch's own statistics (Ioffe and Szegedy 2015, algorithm 1): the biased variance normalises, then
+    /// Batch norm with the batch's own statistics, taken in f32 whatever the type of `x` (Ioffe and Szegedy 2015, algorithm 1): the biased variance normalises, then
     /// `y = gamma (x - mean) / sqrt(var + epsilon) + beta`, then `+ residual` if given, then `max(0, .)` if `relu`.
     fn norm(
         x: FloatTensor<Self>,
@@ -142,9 +151,75 @@ pub trait TrainOps: Backend {
         defaults::affine::<Self>(x, scale, shift, residual, relu)
     }
 
-    /// Bytes `[N, H, W, 3]` as normalised maps; see [`crate::learn::input`].
-    fn images(pixels: &[u8], size: [usize; 2], by: Normalize, device: &Self::Device) -> FloatTensor<Self> {
-        primitive(input::on_device::<Self>(pixels, size, by, device))
+    /// The type in which a max-pool of maps of type `dtype` is taken.
+    fn pooled_type(dtype: DType) -> DType {
+        dtype
+    }
+
+    /// How many steps the host may be ahead of the device when it reads a step's metrics: none where it computes itself.
+    const RUN_AHEAD: usize = 0;
+
+    /// Takes a batch's bytes to where the kernels run. The bytes are dropped as soon as nobody needs them, perhaps later than
+    /// this call returns and on another thread.
+    fn upload(bytes: Bytes, device: &Self::Device) -> Pixels<Self> {
+        input::copied(bytes, device)
+    }
+
+    /// The images `[N, H, W, 3]` that lie in `range` of the batch's bytes, as normalised maps; see [`crate::learn::input`].
+    fn images(
+        pixels: &Pixels<Self>,
+        range: Range<usize>,
+        size: [usize; 2],
+        by: Normalize,
+        device: &Self::Device,
+    ) -> FloatTensor<Self> {
+        primitive(input::on_device(pixels, range, size, by, device))
+    }
+
+    /// Begins to read a small tensor. The values are asked for later, when the device has long computed them: nobody waits.
+    fn read_late(values: FloatTensor<Self>) -> LateRead {
+        let values: Tensor<Self, 1> = tensor(values);
+        LateRead(Box::new(move || values.into_data().iter::<f64>().collect()))
+    }
+}
+
+/// A backend that the loop can train on: with gradients, around one that computes.
+pub trait TrainAd: TrainOps + AutodiffBackend<InnerBackend: TrainOps> {}
+impl<B: TrainOps + AutodiffBackend<InnerBackend: TrainOps>> TrainAd for B {}
+
+/// Values on their way from the device.
+pub struct LateRead(Box<dyn FnOnce() -> Vec<f64>>);
+
+impl LateRead {
+    /// The values; waits for what is not there yet.
+    pub fn wait(self) -> Vec<f64> {
+        (self.0)()
+    }
+}
+
+/// Weights in the type in which `x` is computed: the masters are f32. The gradient comes back as f32.
+pub(crate) fn as_computed<B: Backend, const D: usize, const E: usize>(
+    weight: Tensor<B, D>,
+    x: &Tensor<B, E>,
+) -> Tensor<B, D> {
+    cast(weight, x.dtype())
+}
+
+/// The same values in another type; nothing where it is the same.
+pub(crate) fn cast<B: Backend, const D: usize>(x: Tensor<B, D>, dtype: DType) -> Tensor<B, D> {
+    if x.dtype() == dtype {
+        x
+    } else {
+        x.cast(FloatDType::from(dtype))
+    }
+}
+
+/// [`cast`] of a primitive, without gradient.
+pub(crate) fn cast_primitive<B: Backend>(x: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
+    if x.dtype() == dtype {
+        x
+    } else {
+        B::float_cast(x, dtype.into())
     }
 }
 

@@ -6,11 +6,11 @@
 use super::{BlockPlan, Init, POOL, POOL_KERNEL, ResNetOptions};
 use crate::learn::{
     norm::{BatchNorm, BatchStats, Mode},
-    ops::{ConvArgs, TrainOps, conv2d},
+    ops::{ConvArgs, TrainOps, as_computed, cast, conv2d},
 };
 use burn::{
     module::{Module, Param},
-    tensor::{Tensor, TensorData, backend::Backend, module::max_pool2d},
+    tensor::{DType, Tensor, TensorData, backend::Backend, module::max_pool2d},
 };
 
 /// A convolution without bias.
@@ -36,16 +36,14 @@ impl<B: Backend> Conv2d<B> {
 }
 
 impl<B: TrainOps> Conv2d<B> {
-    /// `[N, inputs, H, W]` -> `[N, filters, H', W']`.
+    /// `[N, inputs, H, W]` -> `[N, filters, H', W']`, in the type of `x`.
     pub fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
-        conv2d(
-            x,
-            self.weight.val(),
-            ConvArgs {
-                stride: self.stride,
-                padding: self.padding,
-            },
-        )
+        let weight = as_computed(self.weight.val(), &x);
+        let args = ConvArgs {
+            stride: self.stride,
+            padding: self.padding,
+        };
+        conv2d(x, weight, args)
     }
 }
 
@@ -253,16 +251,21 @@ impl<B: Backend> ResNet<B> {
 }
 
 impl<B: TrainOps> ResNet<B> {
-    /// Normalised images `[N, 3, S, S]` -> representations `[N, F]`: the last maps' averages.
+    /// Normalised images `[N, 3, S, S]` -> representations `[N, F]`: the last maps' averages, taken in f32. Everything else is
+    /// computed in the type of `x`, and so are the representations.
     pub fn forward(&self, x: Tensor<B, 4>, mode: &mut Mode<'_, B>) -> Tensor<B, 2> {
+        let dtype = x.dtype();
         let mut x = self.bn1.forward_relu(self.conv1.forward(x), mode);
         if self.pools {
+            x = cast(x, B::pooled_type(dtype));
             x = max_pool2d(x, [POOL_KERNEL; 2], [POOL.stride; 2], [POOL.padding; 2], [1; 2], false);
+            x = cast(x, dtype);
         }
         for block in self.stages().into_iter().flatten() {
             x = block.forward(x, mode);
         }
         let [n, features, h, w] = x.dims();
-        x.reshape([n, features, h * w]).mean_dim(2).reshape([n, features])
+        let means = cast(x, DType::F32).reshape([n, features, h * w]).mean_dim(2);
+        cast(means, dtype).reshape([n, features])
     }
 }

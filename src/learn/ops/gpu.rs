@@ -1,0 +1,87 @@
+//! Bytes to a GPU and numbers back, without burn's host copies and without waiting: for CUDA, Vulkan and Metal alike.
+//!
+//! Computing is left to burn (the default bodies, fused and autotuned). Its own way up copies a batch into pageable memory
+//! first and its way down waits for the device, so both go one level deeper here, to cubecl's client.
+//! Invariant: everything is put on the calling thread's stream, in order, so no event is needed between copy and kernels.
+
+use super::{LateRead, TrainOps};
+use crate::learn::input::Pixels;
+use burn::tensor::{DType, TensorMetadata, ops::FloatTensor};
+use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement, tensor::CubeTensor};
+use burn_fusion::{Fusion, NoOp, get_client, stream::OperationStreams};
+use burn_ir::{BackendIr, InitOperationIr, OperationIr};
+use bytes::Bytes;
+use cubecl::bytes::AllocationProperty;
+use cubecl::device::Device;
+use cubecl::device_handle::DeviceHandle;
+use cubecl::future::block_on;
+use cubecl::server::{ComputeServer, CopyDescriptor, Handle};
+use cubecl::stream_id::StreamId;
+
+impl<R, F, I, T> TrainOps for Fusion<CubeBackend<R, F, I, T>>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    /// The step that is computed, the one that waits behind it, and the host prepares the next.
+    const RUN_AHEAD: usize = 2;
+
+    fn upload(bytes: Bytes, device: &Self::Device) -> Pixels<Self> {
+        type Inner<R, F, I, T> = CubeBackend<R, F, I, T>;
+        let shape = [bytes.len()];
+        let cube = write::<R>(bytes, device);
+        // As burn-fusion takes a tensor in that it did not make.
+        let client = get_client::<Inner<R, F, I, T>>(device);
+        let handle = <Inner<R, F, I, T> as BackendIr>::int_tensor_handle(cube);
+        let made = InitOperationIr::create(shape.into(), DType::U8, || client.register_tensor_handle(handle));
+        let mut tensors = client.register(
+            OperationStreams::default(),
+            OperationIr::Init(made),
+            NoOp::<Inner<R, F, I, T>>::new(),
+        );
+        Pixels::Device(tensors.pop().expect("an Init gives one tensor"))
+    }
+
+    fn read_late(values: FloatTensor<Self>) -> LateRead {
+        debug_assert_eq!(values.dtype(), DType::F32);
+        let client = values.client.clone();
+        let cube = client.resolve_tensor_float::<CubeBackend<R, F, I, T>>(values);
+        let n = cube.meta.shape().num_elements();
+        let (stream, server) = (StreamId::current(), DeviceHandle::<R::Server>::new(cube.device.to_id()));
+        let from = CopyDescriptor::new(cube.handle.binding(), [n].into(), [1].into(), size_of::<f32>());
+        // The copy is put on the stream here; what it gives only waits for it.
+        let copied = server
+            .submit_blocking(move |server| server.read(vec![from], stream))
+            .unwrap_or_else(|error| panic!("the device failed: {error:?}"));
+        LateRead(Box::new(move || {
+            let bytes = block_on(copied).unwrap_or_else(|error| panic!("the device failed: {error}"));
+            let values = bytes.iter().flat_map(|bytes| bytes.as_chunks::<4>().0);
+            values.map(|&value| f64::from(f32::from_ne_bytes(value))).collect()
+        }))
+    }
+}
+
+/// Puts the bytes on the device as a flat tensor of u8 (rows of three would be padded to sixteen). The device reads them
+/// where they lie; they are dropped at the flush of the next upload at the latest, when they have been read.
+fn write<R: CubeRuntime>(bytes: Bytes, device: &R::Device) -> CubeTensor<R> {
+    let client = R::client(device);
+    let (stream, n) = (StreamId::current(), bytes.len());
+    let handle = Handle::new(stream, n as u64);
+    let (memory, to) = (
+        handle.memory.clone(),
+        CopyDescriptor::new(handle.clone().binding(), [n].into(), [1].into(), 1),
+    );
+    let bytes = cubecl::bytes::Bytes::from_shared(bytes, AllocationProperty::Other);
+    DeviceHandle::<R::Server>::new(device.to_id()).submit(move |server| {
+        server.initialize_memory(memory, n as u64, stream);
+        server.write(vec![(to, bytes)], stream);
+    });
+    // cubecl keeps uploads for two flushes, and flushes by itself every 64 MiB: a ring of small slots would run dry. The
+    // flush waits for the copy before this one, which lies behind the step before the last: the device has work meanwhile.
+    client
+        .flush()
+        .unwrap_or_else(|error| panic!("the device failed: {error}"));
+    CubeTensor::new_contiguous(client, device.clone(), [n].into(), handle, DType::U8)
+}
