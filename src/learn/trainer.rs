@@ -176,18 +176,24 @@ impl<B: TrainAd> Trainer<B> {
         stop: &AtomicBool,
         observer: &mut dyn Observer,
     ) -> Result<Outcome, LearnError> {
-        let mut late: VecDeque<LateTerms> = VecDeque::new();
-        let mut clock = Clock::start();
+        let mut late: VecDeque<(LateTerms, Mark)> = VecDeque::new();
+        let mut now = Mark::now(self.step);
+        let mut logged = now;
         let mut saved = None;
         let end = plan.stop_at.min(plan.total_steps);
         while self.step < end {
             let asked = Instant::now();
             let batch = next_batch(feed, run, self.step + 1)?;
-            clock.waited += asked.elapsed();
+            now.waited += asked.elapsed();
             run.quarantine(self.step + 1, batch.rejects())?;
 
             let batch = self.upload(batch);
-            late.push_back(self.train_step(batch));
+            let terms = self.train_step(batch);
+            now = Mark {
+                waited: now.waited,
+                ..Mark::now(self.step)
+            };
+            late.push_back((terms, now));
             observer.stepped(self.step);
 
             let stopping = stop.load(Ordering::Relaxed) || self.step == end;
@@ -195,16 +201,14 @@ impl<B: TrainAd> Trainer<B> {
             // Before anything is saved all metrics are in: no NaN state is ever kept as good.
             let may_be_out = if saving { 0 } else { B::RUN_AHEAD };
             while late.len() > may_be_out {
-                let Some(terms) = late.pop_front().map(LateTerms::wait) else {
-                    break;
-                };
+                let Some((terms, done)) = late.pop_front() else { break };
+                let terms = terms.wait();
                 terms.check(&saved, run)?;
-                clock.steps += 1;
                 if plan.logs(terms.step) {
-                    let metrics = clock.metrics(&terms, plan);
+                    let metrics = terms.metrics(&logged, &done, plan);
                     run.log(&metrics)?;
                     observer.logged(&metrics);
-                    clock = Clock::start();
+                    logged = done;
                 }
             }
             if saving {
@@ -338,37 +342,42 @@ impl LoopPlan {
     }
 }
 
-/// Time since the last logged line.
-struct Clock {
-    started: Instant,
+/// When a step was handed to the device: in the long run at the device's pace, since it is never far behind.
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    step: u64,
+    at: Instant,
+    /// Waited for data, from the start of the loop.
     waited: Duration,
-    steps: u32,
 }
 
-impl Clock {
-    fn start() -> Self {
+impl Mark {
+    fn now(step: u64) -> Self {
         Self {
-            started: Instant::now(),
+            step,
+            at: Instant::now(),
             waited: Duration::ZERO,
-            steps: 0,
         }
     }
+}
 
-    fn metrics(&self, terms: &StepTerms, plan: &LoopPlan) -> Metrics {
-        let seconds = self.started.elapsed().as_secs_f64();
-        let steps = f64::from(self.steps.max(1));
+impl StepTerms {
+    /// The line of a step, with times since the line before.
+    fn metrics(&self, before: &Mark, done: &Mark, plan: &LoopPlan) -> Metrics {
+        let seconds = (done.at - before.at).as_secs_f64();
+        let steps = (done.step - before.step) as f64;
         Metrics {
-            step: terms.step,
-            epoch: terms.step as f64 / plan.steps_per_epoch as f64,
-            loss: terms.loss,
-            invariance: terms.invariance,
-            variance: terms.variance,
-            covariance: terms.covariance,
-            lr: terms.lr,
-            embedding_std: terms.embedding_std,
+            step: self.step,
+            epoch: self.step as f64 / plan.steps_per_epoch as f64,
+            loss: self.loss,
+            invariance: self.invariance,
+            variance: self.variance,
+            covariance: self.covariance,
+            lr: self.lr,
+            embedding_std: self.embedding_std,
             images_per_s: f64::from(plan.batch_size) * steps / seconds,
             step_ms: 1e3 * seconds / steps,
-            feed_wait_ms: 1e3 * self.waited.as_secs_f64() / steps,
+            feed_wait_ms: 1e3 * (done.waited - before.waited).as_secs_f64() / steps,
         }
     }
 }

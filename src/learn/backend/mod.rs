@@ -6,6 +6,8 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "gpu")]
+mod kernels;
 #[cfg(feature = "wgpu")]
 mod wgpu;
 
@@ -13,7 +15,6 @@ use super::ops::TrainAd;
 use super::options::Precision;
 use crate::feed::{FeedOptions, HeapMemory, SlotMemory};
 use burn::backend::{Autodiff, Flex};
-use burn::tensor::backend::Backend;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -179,6 +180,7 @@ pub fn open(options: &DeviceOptions, mut say: impl FnMut(&str)) -> Result<Opened
 #[cfg(feature = "cuda")]
 fn open_cuda(index: u32) -> Result<Opened, BackendError> {
     let found = cuda::find(index)?;
+    kernels::keep();
     let name = format!("cuda:{index} ({})", found.name);
     let device = Device::Cuda(found);
     Ok(Opened { device, name })
@@ -194,6 +196,7 @@ fn open_cuda(_index: u32) -> Result<Opened, BackendError> {
 #[cfg(feature = "wgpu")]
 fn open_wgpu(index: u32) -> Result<Opened, BackendError> {
     let found = wgpu::find(index)?;
+    kernels::keep();
     let name = format!("wgpu:{index} ({})", found.name);
     let device = Device::Wgpu(found);
     Ok(Opened { device, name })
@@ -285,12 +288,6 @@ impl Opened {
         Err(BackendError::Precision {
             device: self.name.clone(),
         })
-    }
-
-    /// Waits until the device has done all that it was given.
-    pub fn sync<B: Backend>(device: &B::Device) {
-        // What fails here has failed before, and is seen where its values are read.
-        let _ = B::sync(device);
     }
 }
 
