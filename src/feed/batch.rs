@@ -122,17 +122,6 @@ impl Batch {
         &self.slot().1.rejects
     }
 
-    /// temporary
-    pub fn into_bytes(self) -> bytes::Bytes {
-        struct Owner(Batch);
-        impl AsRef<[u8]> for Owner {
-            fn as_ref(&self) -> &[u8] {
-                self.0.pixels()
-            }
-        }
-        bytes::Bytes::from_owner(Owner(self))
-    }
-
     /// xxh3 of the pixels.
     pub fn pixels_digest(&self) -> u64 {
         xxh3_64(self.pixels())
