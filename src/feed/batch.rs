@@ -1,12 +1,14 @@
 //! A full batch in the trainer's hand: pixels, keys, labels and rejects.
 //!
-//! In: a slot that is full. Out: plain slices; dropping it, on any thread, gives the slot back.
+//! In: a slot that is full. Out: plain slices, or the pixels as `Bytes` in flight; dropping either, on any thread, gives
+//! the slot back.
 //! Invariant: a pure function of plan, data set and step.
 
 use super::quarantine::Reject;
 use super::ring::Ring;
-use super::slot::Taken;
+use super::slot::{Flying, Taken};
 use crate::data::SampleKey;
+use bytes::Bytes;
 use std::sync::Arc;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -19,7 +21,7 @@ pub struct Batch {
     ring: Arc<Ring>,
     /// Batch since the start of the feed.
     local: u64,
-    /// `None` only while dropping.
+    /// `None` only while dropping, or once it flies.
     slot: Option<(Taken, Box<Leaf>)>,
 }
 
@@ -122,6 +124,25 @@ impl Batch {
         &self.slot().1.rejects
     }
 
+    /// The pixels alone, u8 `[V, N, H, W, 3]`, in flight: whoever reads them asynchronously, such as a device,
+    /// drops them when done, on any thread. With the last clone the slot goes back to the workers. No pixel is copied, and
+    /// the memory outlives the feed if it must. Keys and labels are gone: read them before.
+    ///
+    /// Allocates once, a few words: the owner behind the `Bytes`.
+    pub fn into_bytes(self) -> Bytes {
+        Bytes::from_owner(self.fly())
+    }
+
+    pub(crate) fn fly(mut self) -> InFlight {
+        let (taken, leaf) = self.slot.take().expect("a batch has its slot until it is dropped");
+        self.ring.keep(leaf);
+        InFlight {
+            ring: self.ring.clone(),
+            local: self.local,
+            slot: Some(taken.fly()),
+        }
+    }
+
     /// xxh3 of the pixels.
     pub fn pixels_digest(&self) -> u64 {
         xxh3_64(self.pixels())
@@ -142,9 +163,33 @@ impl Batch {
 impl Drop for Batch {
     fn drop(&mut self) {
         if let Some((taken, leaf)) = self.slot.take() {
-            // As many leaves as slots: there is room. If not, the leaf is simply freed.
-            let _ = self.ring.leaves.push(leaf);
+            self.ring.keep(leaf);
             self.ring.give_back(self.local, taken);
+        }
+    }
+}
+
+/// The owner behind [`Batch::into_bytes`]: dropping it, on any thread, gives the slot back.
+pub(crate) struct InFlight {
+    ring: Arc<Ring>,
+    /// Batch since the start of the feed.
+    local: u64,
+    /// `None` only while dropping.
+    slot: Option<Flying>,
+}
+
+impl AsRef<[u8]> for InFlight {
+    fn as_ref(&self) -> &[u8] {
+        let slot = self.slot.as_ref();
+        slot.expect("bytes in flight have their slot until they are dropped")
+            .pixels()
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if let Some(flying) = self.slot.take() {
+            self.ring.land(self.local, flying);
         }
     }
 }

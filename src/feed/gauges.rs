@@ -4,10 +4,12 @@
 //! Invariant: only read by people and tests of liveness; no decision of the feed depends on a clock.
 
 use super::laps::{Part, PartTimes};
+use super::life::Phase;
+use super::ring::Ring;
 use crate::data::{SampleKey, ShardId};
 use crossbeam::utils::CachePadded;
 use serde::Serialize;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 // std's also under loom: what orders nothing need not be modelled.
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -37,6 +39,8 @@ pub enum Stage {
     Worker,
     /// Full batches -> trainer.
     Consumer,
+    /// Bytes in flight -> wherever they are copied to.
+    Device,
 }
 
 /// One thread's clock. All orderings Relaxed: the numbers order nothing.
@@ -152,7 +156,8 @@ impl Gauges {
         self.start.elapsed().as_nanos() as u64
     }
 
-    pub fn snapshot(&self) -> GaugesSnapshot {
+    /// `next`: the phase of the slot that the consumer's next batch comes in.
+    pub fn snapshot(&self, next: Phase) -> GaugesSnapshot {
         let first = self.first_batch.load(Ordering::Relaxed);
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         GaugesSnapshot {
@@ -167,7 +172,7 @@ impl Gauges {
             workers: self.stage(self.workers.iter().map(|gauge| &**gauge)),
             consumer: self.stage([&*self.consumer]),
             parts: self.parts(),
-            stalled: self.stall(STALL),
+            stalled: self.stall(STALL, next),
         }
     }
 
@@ -196,8 +201,8 @@ impl Gauges {
     }
 
     /// The stage that holds everything up, once the consumer has waited in vain for `limit`: the first, from the disk
-    /// on, that is at one piece of work that long.
-    pub fn stall(&self, limit: Duration) -> Option<Stall> {
+    /// on, that is at one piece of work that long. `next`: the phase of the slot that the consumer waits for.
+    pub fn stall(&self, limit: Duration, next: Phase) -> Option<Stall> {
         let stuck = |gauge: &Gauge, doing| {
             let waited = self.now().saturating_sub(gauge.since.load(Ordering::Relaxed));
             (gauge.doing() == doing && waited >= limit.as_nanos() as u64).then(|| seconds(waited))
@@ -222,12 +227,17 @@ impl Gauges {
                 ..named(Stage::Worker, for_s)
             });
         }
-        // All workers wait for a free slot: batches that were handed out have not come back.
+        // All workers wait for a free slot: batches that were handed out have not come back, from the one who has the
+        // slot that is next in line.
+        let holder = match next {
+            Phase::InFlight => Stage::Device,
+            _ => Stage::Consumer,
+        };
         let full = self
             .workers
             .iter()
             .find_map(|worker| stuck(worker, Doing::WaitingForRoom));
-        full.map(|for_s| named(Stage::Consumer, for_s))
+        full.map(|for_s| named(holder, for_s))
     }
 }
 
@@ -283,7 +293,7 @@ pub struct StageTime {
 /// A stage that holds everything up.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Stall {
-    /// Which. `consumer`: batches that were handed out have not been dropped.
+    /// Which. `consumer`: batches that were handed out have not been dropped; `device`: bytes in flight have not.
     pub stage: Stage,
     /// How long it has been at one piece of work, s.
     pub for_s: f64,
@@ -293,14 +303,62 @@ pub struct Stall {
     pub consumer_waited_s: f64,
 }
 
+/// How many slots of the ring are where, at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SlotPhases {
+    /// Workers write them, or will.
+    pub filling: u32,
+    /// Full, for a later `next`.
+    pub ready: u32,
+    /// Batches that the trainer has.
+    pub held: u32,
+    /// A device reads their bytes on its own time: [`Batch::into_bytes`](super::Batch::into_bytes).
+    pub in_flight: u32,
+}
+
+impl FromIterator<Phase> for SlotPhases {
+    fn from_iter<I: IntoIterator<Item = Phase>>(phases: I) -> Self {
+        let mut sum = Self::default();
+        for phase in phases {
+            *match phase {
+                Phase::Filling => &mut sum.filling,
+                Phase::Ready => &mut sum.ready,
+                Phase::Held => &mut sum.held,
+                Phase::InFlight => &mut sum.in_flight,
+            } += 1;
+        }
+        sum
+    }
+}
+
 /// Reads the gauges of a feed from any thread, also while `next` waits.
 #[derive(Clone, Debug)]
-pub struct GaugesHandle(pub(crate) Arc<Gauges>);
+pub struct GaugesHandle {
+    gauges: Arc<Gauges>,
+    /// Not an `Arc`: a handle that is kept shall not keep the slots' memory.
+    ring: Weak<Ring>,
+}
 
 impl GaugesHandle {
+    pub(crate) fn new(gauges: &Arc<Gauges>, ring: &Arc<Ring>) -> Self {
+        Self {
+            gauges: gauges.clone(),
+            ring: Arc::downgrade(ring),
+        }
+    }
+
     /// The gauges now.
     pub fn snapshot(&self) -> GaugesSnapshot {
-        self.0.snapshot()
+        let next = self.gauges.batches.load(Ordering::Relaxed);
+        let phase = self.ring.upgrade().map_or(Phase::Filling, |ring| ring.phase(next));
+        self.gauges.snapshot(phase)
+    }
+
+    /// Where the slots are now; none is anywhere once the feed and its batches are gone.
+    pub fn slots(&self) -> SlotPhases {
+        self.ring
+            .upgrade()
+            .map_or_else(SlotPhases::default, |ring| ring.phases())
     }
 }
 
@@ -317,26 +375,27 @@ mod tests {
         gauges.turn(&gauges.consumer, Doing::WaitingForInput);
         pause();
         assert_eq!(
-            gauges.stall(limit),
+            gauges.stall(limit, Phase::Held),
             None,
             "everyone waits and nobody works: nothing to name"
         );
         gauges.turn(&gauges.workers[1], Doing::WaitingForRoom);
         pause();
-        assert_eq!(gauges.stall(limit).unwrap().stage, Stage::Consumer);
+        assert_eq!(gauges.stall(limit, Phase::Held).unwrap().stage, Stage::Consumer);
+        assert_eq!(gauges.stall(limit, Phase::InFlight).unwrap().stage, Stage::Device);
         let slow = SampleKey {
             shard: ShardId(3),
             row_group: u32::MAX,
             row: 7,
         };
-        assert_eq!(gauges.stall(limit).unwrap().sample, None);
+        assert_eq!(gauges.stall(limit, Phase::Held).unwrap().sample, None);
         gauges.workers[0].at(slow);
         gauges.turn(&gauges.workers[0], Doing::Busy);
         pause();
         gauges.workers[1].at(SampleKey::default());
         gauges.turn(&gauges.workers[1], Doing::Busy);
         pause();
-        let stall = gauges.stall(limit).unwrap();
+        let stall = gauges.stall(limit, Phase::Held).unwrap();
         assert_eq!(
             (stall.stage, stall.sample),
             (Stage::Worker, Some(slow)),
@@ -344,11 +403,11 @@ mod tests {
         );
         gauges.turn(&gauges.reader, Doing::Busy);
         pause();
-        assert_eq!(gauges.stall(limit).unwrap().stage, Stage::Reader);
+        assert_eq!(gauges.stall(limit, Phase::Held).unwrap().stage, Stage::Reader);
         gauges.turn(&gauges.consumer, Doing::Busy);
         pause();
-        assert_eq!(gauges.stall(limit), None, "the trainer is at work");
-        let times = gauges.snapshot();
+        assert_eq!(gauges.stall(limit, Phase::Held), None, "the trainer is at work");
+        let times = gauges.snapshot(Phase::Held);
         assert!(times.workers.threads == 2 && times.workers.busy_s > 0.0 && times.reader.busy_s > 0.0);
     }
 }

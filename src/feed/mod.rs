@@ -7,10 +7,13 @@
 //! reader   row groups ahead, into three window places                   one thread
 //! worker   claim a position, decode once, write every view              one a core
 //! view     parameters drawn, then passes                                crop, planes, color, blur; simd compiles them for the CPU
-//! ring     slots that fill up, and are handed out in batch order        slot, cursor, board, sync
+//! ring     slots that fill up, and are handed out in batch order        slot, life, cursor, board, sync
 //! batch    what the trainer sees; dropping it gives the slot back       quarantine
+//!          Batch -> bytes in flight: whoever reads them asynchronously drops them when done
 //! gauges   who works, who waits, what each part costs                   laps
 //! ```
+//!
+//! A slot's life: filling -> ready -> held (a [`Batch`]) -> in flight ([`Batch::into_bytes`], or not) -> filling again.
 //!
 //! Invariants: every byte is a function of (plan, data set, step), for any number of workers and slots; the path of a
 //! sample takes no lock; an idle thread sleeps; a dead one is an error at the consumer. Knows no burn type: memory
@@ -25,6 +28,7 @@ mod cursor;
 mod error;
 pub mod gauges;
 pub mod laps;
+mod life;
 pub mod options;
 pub mod order;
 pub mod permute;
@@ -47,7 +51,7 @@ mod tests;
 
 pub use batch::Batch;
 pub use error::FeedError;
-pub use gauges::{GaugesHandle, GaugesSnapshot, Stall};
+pub use gauges::{GaugesHandle, GaugesSnapshot, SlotPhases, Stall};
 pub use options::{FeedOptions, FeedPlan, OrderOptions, Passes};
 pub use order::Order;
 pub use quarantine::{QuarantineState, Reject};
@@ -286,8 +290,8 @@ impl Feed {
     /// The next batch, as soon as it is full; `None` after the last one of a sequential pass.
     ///
     /// Errors come at the batch that they spoil, after all earlier batches; after an error the feed has ended. Batch b +
-    /// R needs the slot of batch b (R slots): a caller that still keeps it waits for ever, unless another thread drops
-    /// it.
+    /// R needs the slot of batch b (R slots): a caller that still keeps it, or its bytes, waits for ever, unless another
+    /// thread drops it.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Batch>, FeedError> {
         if self.ended {
@@ -329,7 +333,8 @@ impl Feed {
             None => board.failure(local).map(Err),
         };
         let late = || {
-            if let (Some(stall), Some(report)) = (gauges.stall(gauges::STALL / 2), on_stall.as_mut()) {
+            if let (Some(stall), Some(report)) = (gauges.stall(gauges::STALL / 2, ring.phase(local)), on_stall.as_mut())
+            {
                 report(&stall);
             }
         };
@@ -353,7 +358,12 @@ impl Feed {
 
     /// Where the time of each stage went.
     pub fn gauges(&self) -> GaugesSnapshot {
-        self.gauges.snapshot()
+        self.gauges.snapshot(self.ring.phase(self.next))
+    }
+
+    /// Where the slots are: with the workers, the trainer, or a device.
+    pub fn slots(&self) -> SlotPhases {
+        self.ring.phases()
     }
 
     /// From now on, or no longer, measures the parts of the workers' work: [`GaugesSnapshot::parts`].
@@ -363,7 +373,7 @@ impl Feed {
 
     /// The gauges for another thread, such as a progress line's.
     pub fn gauges_handle(&self) -> GaugesHandle {
-        GaugesHandle(self.gauges.clone())
+        GaugesHandle::new(&self.gauges, &self.ring)
     }
 
     /// Bad samples known after the last batch that `next` gave.
@@ -384,7 +394,7 @@ impl Feed {
 }
 
 impl Drop for Feed {
-    /// Stops and joins all threads; batches that are still out keep their memory.
+    /// Stops and joins all threads; batches and bytes that are still out keep their memory.
     fn drop(&mut self) {
         self.board.stop();
         for thread in self.threads.drain(..) {

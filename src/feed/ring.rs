@@ -2,17 +2,19 @@
 //!
 //! In: tickets of the cursor. Out: full slots, in batch order. Free slots are the only back-pressure.
 //! Local position p belongs to batch p / N, and batch b to slot b mod R: no dispatcher and no queue, every thread knows
-//! where it has to be, and the states of `slot` say when. Knows nothing of images, augmentation or burn.
+//! where it has to be, and `life` says when. Knows nothing of images, augmentation or burn.
 
 use super::batch::Leaf;
 use super::board::Board;
 use super::cursor::{Cursor, SlotTicket};
+use super::gauges::SlotPhases;
+use super::life::Phase;
 use super::share::Share;
-use super::slot::{Place, Shape, Slot, SlotBytes, Taken};
+use super::slot::{Flying, Place, Shape, Slot, SlotBytes, Taken};
 use super::sync::ArrayQueue;
 use std::sync::Arc;
 
-/// Shared by workers, consumer and batches; the slots' memory lives as long as one of them.
+/// Shared by workers, consumer, batches and bytes in flight; the slots' memory lives as long as one of them.
 pub(crate) struct Ring {
     pub cursor: Cursor,
     pub board: Arc<Board>,
@@ -53,9 +55,38 @@ impl Ring {
 
     /// Gives a slot that held `batch` to the batch that is next in line for it.
     pub fn give_back(&self, batch: u64, taken: Taken) {
-        let next = batch + self.slots.len() as u64;
-        taken.free(next, self.share.len(next));
+        let (next, len) = self.next_in_line(batch);
+        taken.free(next, len);
         self.board.wake_workers();
+    }
+
+    /// As `give_back`, for a slot whose pixels were read in flight.
+    pub fn land(&self, batch: u64, flying: Flying) {
+        let (next, len) = self.next_in_line(batch);
+        flying.free(next, len);
+        self.board.wake_workers();
+    }
+
+    /// Keeps the leaf of a batch that has come back for a later one.
+    pub fn keep(&self, leaf: Box<Leaf>) {
+        // As many leaves as slots: there is room. If not, the leaf is simply freed.
+        let _ = self.leaves.push(leaf);
+    }
+
+    /// The phase of the slot that `batch` is or will be in.
+    pub fn phase(&self, batch: u64) -> Phase {
+        self.slot(batch).phase()
+    }
+
+    /// How many slots are where.
+    pub fn phases(&self) -> SlotPhases {
+        self.slots.iter().map(|slot| slot.phase()).collect()
+    }
+
+    /// The batch after `batch` in its slot, and its samples.
+    fn next_in_line(&self, batch: u64) -> (u64, u32) {
+        let next = batch + self.slots.len() as u64;
+        (next, self.share.len(next))
     }
 
     fn slot(&self, batch: u64) -> &Arc<Slot> {

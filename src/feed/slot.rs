@@ -1,24 +1,27 @@
 //! The shared bytes of the feed: slots, where views are written, and window places, where encoded images are read.
 //!
 //! In: tickets, one of each kind for every local position. Out: `Place` (one writer of one sample's bytes), `Taken`
-//! (the consumer's whole slot), `Pin` (a reader of a window). All sharing that the compiler cannot check is here.
+//! (the consumer's whole slot), `Flying` (the same, its pixels read by a device), `Pin` (a reader of a window). All
+//! sharing that the compiler cannot check is here.
 //!
 //! ```text
 //! slot    u8 [V, N, H, W, 3]   view 0: sample 0 | 1 | .. N-1   view 1: sample 0 | 1 | ..   (N of this batch)
-//! states  open(b) --N places finished--> ready --take--> taken(b) --free--> open(b + R)
+//! life    filling --N places finished--> ready --take--> Taken --fly--> Flying --free--> filling    (`life`: the atomics)
+//!                                                          +------------free------------^
 //! window  empty --publish--> open(w), unfinished = claims in it --last pin dropped--> finished --retire--> empty
 //! ```
 //!
-//! Invariant: a byte of a slot has one writer, and no reader until `missing` is zero; a window is not touched by its
+//! Invariant: a byte of a slot has one writer, and no reader until all places are finished; a window is not touched by its
 //! owner until `unfinished` is zero. Both follow from a ticket's being unique, neither `Clone` nor `Copy`, and spent by
 //! value.
 #![allow(unsafe_code)]
 
 use super::board::Board;
 use super::cursor::{Cursor, SlotTicket, WindowTicket};
+use super::life::{Life, Phase};
 use super::order::WINDOW_PLACES;
 use super::quarantine::Reject;
-use super::sync::{AtomicU8, AtomicU32, AtomicU64, Ordering, Point, UnsafeCell, at};
+use super::sync::{AtomicU8, AtomicU64, Ordering, Point, UnsafeCell, at};
 use crate::data::SampleKey;
 use crossbeam::utils::CachePadded;
 use std::marker::PhantomData;
@@ -144,13 +147,7 @@ pub(crate) struct Slot {
     shape: Shape,
     bytes: Box<dyn SlotBytes>,
     records: Box<[UnsafeCell<Record>]>,
-    /// `open(b)` or `taken(b)`, never falling. The Release store of `open` publishes `len`, `missing` and the end of
-    /// the consumer's reading; places and `take` load it with Acquire.
-    state: AtomicU64,
-    /// Samples of the batch it is open for: written before `state`'s Release.
-    len: AtomicU32,
-    /// Samples not yet written. Release on each decrement; the consumer's Acquire load of 0 makes all of them visible.
-    missing: CachePadded<AtomicU32>,
+    life: Life,
     /// Debug: what happened to each place since the slot was opened (UNTOUCHED, LEASED, FINISHED).
     leases: Box<[AtomicU8]>,
 }
@@ -159,16 +156,8 @@ const UNTOUCHED: u8 = 0;
 const LEASED: u8 = 1;
 const FINISHED: u8 = 2;
 
-const fn open(batch: u64) -> u64 {
-    batch << 1
-}
-
-const fn taken(batch: u64) -> u64 {
-    batch << 1 | 1
-}
-
 // SAFETY: `bytes` are Sync by contract; a record is reached by the one `Place` of its index while the slot is open, and
-// by the one `Taken` afterwards, and `Record` is Send. The atomics order the two (see the fields).
+// by the one `Taken` afterwards, and `Record` is Send. `life` orders the two.
 unsafe impl Sync for Slot {}
 
 impl Slot {
@@ -185,9 +174,7 @@ impl Slot {
             shape,
             bytes,
             records: (0..shape.samples).map(|_| UnsafeCell::new(Record::default())).collect(),
-            state: AtomicU64::new(open(batch)),
-            len: AtomicU32::new(len),
-            missing: CachePadded::new(AtomicU32::new(len)),
+            life: Life::new(batch, len),
             leases: (0..leases).map(|_| AtomicU8::new(UNTOUCHED)).collect(),
         }
     }
@@ -198,11 +185,10 @@ impl Slot {
         let batch = ticket.position() / self.shape.samples as u64;
         let index = (ticket.position() % self.shape.samples as u64) as usize;
         at(Point::Place);
-        // Acquire: pairs with the Release in `Taken::free`; the consumer has done reading, `len` is this batch's.
-        if self.state.load(Ordering::Acquire) != open(batch) {
+        if !self.life.open_for(batch) {
             return Err(ticket);
         }
-        let len = self.len.load(Ordering::Relaxed) as usize;
+        let len = self.life.len() as usize;
         assert!(index < len, "place {index} of a batch of {len}");
         self.mark(index, UNTOUCHED, LEASED);
         Ok(Place {
@@ -218,24 +204,15 @@ impl Slot {
     /// The whole slot, once, when every place of `batch` is finished.
     pub fn take(self: &Arc<Self>, batch: u64) -> Option<Taken> {
         at(Point::Take);
-        // Acquire: pairs with the Release in `Taken::free`, so that `missing` is this batch's count and not an older
-        // zero.
-        if self.state.load(Ordering::Acquire) != open(batch) {
-            return None;
-        }
-        // Acquire: pairs with the decrements in `Place::finish`; being read-modify-writes they form one release
-        // sequence.
-        if self.missing.load(Ordering::Acquire) != 0 {
-            return None;
-        }
-        // The exchange, not the caller, makes `Taken` unique. Relaxed: the loads above have ordered everything.
-        self.state
-            .compare_exchange(open(batch), taken(batch), Ordering::Relaxed, Ordering::Relaxed)
-            .ok()?;
-        Some(Taken {
+        self.life.take(batch).then(|| Taken {
             slot: self.clone(),
             batch,
         })
+    }
+
+    /// Where it is in its life.
+    pub fn phase(&self) -> Phase {
+        self.life.phase()
     }
 
     /// Debug builds record each place's life and panic on a second writer or a missing one.
@@ -265,8 +242,8 @@ impl Place<'_> {
         let start = (view * self.len + self.index) * view_bytes;
         // SAFETY: in bounds, as view < views and index < len <= samples (`place`), and the buffer holds their product
         // (`Slot::new`). Ranges of different (view, index) are disjoint; this index has one `Place`, because its ticket
-        // was spent, and `&mut self` keeps the slice unique. The consumer reads only when `missing` is 0, which needs
-        // this place's `finish`.
+        // was spent, and `&mut self` keeps the slice unique. Nobody reads before `Life::take`, which needs this
+        // place's `finish`.
         unsafe { std::slice::from_raw_parts_mut(self.slot.bytes.as_ptr().as_ptr().add(start), view_bytes) }
     }
 
@@ -286,8 +263,7 @@ impl Place<'_> {
         at(Point::Finish);
         self.finished = true;
         self.slot.mark(self.index, LEASED, FINISHED);
-        // Release: publishes this place's bytes to `take`, which reads the last decrement and with it all of them.
-        if self.slot.missing.fetch_sub(1, Ordering::Release) == 1 {
+        if self.slot.life.finish() {
             self.board.consumer.wake();
         }
     }
@@ -310,15 +286,19 @@ pub(crate) struct Taken {
 impl Taken {
     /// Samples in it.
     pub fn len(&self) -> usize {
-        self.slot.len.load(Ordering::Relaxed) as usize
+        self.slot.life.len() as usize
     }
 
     /// u8 `[V, len, H, W, 3]`.
     pub fn pixels(&self) -> &[u8] {
         let len = self.slot.shape.views * self.len() * self.slot.shape.view_bytes;
-        // SAFETY: in bounds as in `Place::view`. Every place is finished and its `Place` gone (`take` saw `missing` ==
-        // 0 with Acquire), new ones need `open`, which only `free` sets, by value; `Taken` is unique. So nobody writes
-        // while `&self` lives.
+        // loom does not see the bytes; a record goes through the same hands.
+        #[cfg(vicreg_loom)]
+        self.slot.records[..self.len()]
+            .iter()
+            .for_each(|cell| cell.with(|_| ()));
+        // SAFETY: in bounds as in `Place::view`. Every place is finished and its `Place` gone (`Life::take`), new ones
+        // need `Life::free`, which only `free` calls, by value; `Taken` is unique. So nobody writes while `&self` lives.
         unsafe { std::slice::from_raw_parts(self.slot.bytes.as_ptr().as_ptr(), len) }
     }
 
@@ -331,21 +311,36 @@ impl Taken {
             .map(|cell| cell.with_mut(|record| unsafe { &mut *record }))
     }
 
+    /// From here on the pixels are read by a device, on its own time.
+    pub fn fly(self) -> Flying {
+        self.slot.life.fly(self.batch);
+        Flying(self)
+    }
+
     /// Gives the slot back to the workers, for a later batch of `len` samples.
     pub fn free(self, batch: u64, len: u32) {
         at(Point::Free);
-        debug_assert!(batch > self.batch, "a slot goes forward only");
-        assert!(
-            len as usize <= self.slot.shape.samples,
-            "a batch is larger than its slot"
-        );
+        let samples = self.slot.shape.samples;
+        assert!(len as usize <= samples, "a batch is larger than its slot");
         for index in 0..if cfg!(debug_assertions) { self.len() } else { 0 } {
             self.slot.mark(index, FINISHED, UNTOUCHED);
         }
-        self.slot.len.store(len, Ordering::Relaxed);
-        self.slot.missing.store(len, Ordering::Relaxed);
-        // Release: the reading is done, and both counts are the new batch's. Pairs with `place` and `take`.
-        self.slot.state.store(open(batch), Ordering::Release);
+        self.slot.life.free(self.batch, batch, len);
+    }
+}
+
+/// A full slot under way to a device: pixels to read, from any thread, and nothing else.
+pub(crate) struct Flying(Taken);
+
+impl Flying {
+    /// u8 `[V, len, H, W, 3]`, at one address as long as this lives.
+    pub fn pixels(&self) -> &[u8] {
+        self.0.pixels()
+    }
+
+    /// All reading is over: as [`Taken::free`].
+    pub fn free(self, batch: u64, len: u32) {
+        self.0.free(batch, len);
     }
 }
 

@@ -167,6 +167,30 @@ fn dropping_a_full_feed_joins_all_threads() {
     });
 }
 
+/// Ring all in flight, workers parked: bytes that another thread drops wake them, and the feed goes on.
+#[test]
+fn bytes_dropped_elsewhere_wake_parked_workers() {
+    watched("bytes dropped elsewhere wake parked workers", || {
+        let images = images(UNEVEN, |_| false);
+        let mut observed = observe(&images, None);
+        for step in [2, 5] {
+            let mut bytes = || observed.feed.next().unwrap().unwrap().into_bytes();
+            let both = [bytes(), bytes()];
+            observed.settle(2..5);
+            let in_flight = SlotPhases {
+                in_flight: 2,
+                ..Default::default()
+            };
+            assert_eq!(observed.feed.slots(), in_flight);
+            std::thread::spawn(move || drop(both)).join().unwrap();
+            let batch = observed.feed.next().unwrap().unwrap();
+            let expected = specification(&images.dataset, &plan(SHUFFLED, 8, 0), step);
+            assert!(batch.step == step && batch.pixels() == expected.pixels);
+        }
+        observed.drop_feed(&images);
+    });
+}
+
 /// The disk is slow: workers wait for their window.
 #[test]
 fn dropping_an_empty_feed_joins_all_threads() {

@@ -3,6 +3,7 @@
 mod bad;
 mod batches;
 pub(crate) mod chaos;
+mod device;
 mod ends;
 mod golden;
 mod hostile;

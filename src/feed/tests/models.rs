@@ -6,7 +6,8 @@
 //!
 //! What loom proves, and what not:
 //! - Bytes of a slot are behind a raw pointer, unseen by loom. `Record` is in loom's cell, and one `Place` gives access
-//!   to both between the same two atomics, so a race on pixels is one on the record, and loom reports that.
+//!   to both between the same two atomics, so a race on pixels is one on the record, and loom reports that. `pixels` of
+//!   a taken or flying slot looks at the records too, so that a late reader of bytes alone is seen.
 //! - Acquire, Release, Relaxed and read-modify-writes: as in C++11, but a load never sees a store that is later in the
 //!   schedule (load buffering). Nothing here rests on forbidding that.
 //! - `fence(SeqCst)`: loom joins what each fencing thread knows, in the order of the schedule. For store, fence, load on
@@ -18,7 +19,7 @@
 //!   order than the machine.
 
 use super::FeedError;
-use super::batch::Batch;
+use super::batch::{Batch, InFlight};
 use super::board::{Board, Stopped};
 use super::cursor::{Cursor, SlotTicket, WindowTicket};
 use super::ring::Ring;
@@ -190,6 +191,57 @@ fn another_thread_gives_batches_back() {
         }
         join(worker);
         giver.join().unwrap();
+    });
+}
+
+/// A device that copies late: reads the bytes some time after it got them, then drops them.
+fn device(bytes: InFlight, expected: u64) -> thread::JoinHandle<()> {
+    thread::spawn(move || {
+        thread::yield_now();
+        assert_eq!(bytes.as_ref(), [expected as u8]);
+    })
+}
+
+/// Batch 0 flies; the consumer goes on to batch 1 while a worker waits to fill the same slot again with batch 2.
+#[test]
+fn bytes_in_flight_stay_until_the_device_drops_them() {
+    check(2, || {
+        let ring = ring(4, 1, 2, 1);
+        let worker = spawn_workers(&ring, 1, None);
+        let device = device(next(&ring, 0, 1).unwrap().fly(), 0);
+        for local in 1..4 {
+            drop(next(&ring, local, 1).unwrap());
+        }
+        join(worker);
+        join(vec![device]);
+    });
+}
+
+/// Every slot is in flight: the workers and the consumer sleep until the device is done, with later bytes first.
+#[test]
+fn a_ring_all_in_flight_comes_back() {
+    check(2, || {
+        let ring = ring(3, 1, 2, 1);
+        let worker = spawn_workers(&ring, 1, None);
+        let first = next(&ring, 0, 1).unwrap().fly();
+        let second = next(&ring, 1, 1).unwrap().fly();
+        let threads = vec![device(second, 1), device(first, 0)];
+        drop(next(&ring, 2, 1).unwrap());
+        join(worker);
+        join(threads);
+    });
+}
+
+/// A worker that waits for room goes home when the consumer stops, whatever is in flight, and what is stays readable.
+#[test]
+fn a_stop_leaves_bytes_in_flight_alone() {
+    check(2, || {
+        let ring = ring(9, 1, 2, 1);
+        let worker = spawn_workers(&ring, 1, None);
+        let device = device(next(&ring, 0, 1).unwrap().fly(), 0);
+        ring.board.stop();
+        join(worker);
+        join(vec![device]);
     });
 }
 
