@@ -1,4 +1,4 @@
-//! `bench feed` as a user runs it: numbers that belong together, for one or more numbers of workers.
+//! `bench` as a user runs it: numbers that belong together, of the feed, of the step, and of both.
 
 mod common;
 
@@ -63,4 +63,67 @@ fn a_person_reads_the_limit() {
         .unwrap();
     let error = common::text(&output);
     assert!(output.status.code() == Some(2) && error.contains("above 0"), "{error}");
+}
+
+fn number(value: &Value, key: &str) -> f64 {
+    value[key].as_f64().unwrap_or_else(|| panic!("{key} in {value}"))
+}
+
+/// What must hold of any step's figures.
+fn step_holds_together(step: &Value) {
+    assert_eq!(step["batch_size"], 16);
+    assert_eq!((&step["device"], &step["precision"]), (&"cpu".into(), &"f32".into()));
+    let wall = number(step, "wall_s_per_step");
+    assert!(
+        (number(step, "images_per_s") * wall / 16.0 - 1.0).abs() < 1e-6,
+        "{step}"
+    );
+    let share = number(step, "flops_per_step") / wall / number(step, "matmul_flops_per_s");
+    assert!(
+        (number(step, "share_of_matmul_peak") / share - 1.0).abs() < 1e-6,
+        "{step}"
+    );
+    if cfg!(target_os = "linux") {
+        assert!(number(step, "cpu_s_per_step") > 0.0);
+    }
+}
+
+#[test]
+fn the_step_is_measured_without_data() {
+    let world = World::new();
+    let args = [
+        "bench",
+        "step",
+        "tiny.toml",
+        "--data",
+        "nowhere",
+        "--seconds",
+        "0.3",
+        "--json",
+    ];
+    let report: Value = serde_json::from_str(&world.ok(&args)).unwrap();
+    step_holds_together(&report);
+    let text = world.ok(&["bench", "step", "tiny.toml", "--seconds", "0.1"]);
+    assert!(
+        text.contains("step alone on cpu") && text.contains("matrix product"),
+        "{text}"
+    );
+}
+
+#[test]
+fn feed_and_step_together_come_to_a_verdict() {
+    let world = World::new();
+    let args = ["bench", "train", "tiny.toml", "--seconds", "0.4", "--json"];
+    let report: Value = serde_json::from_str(&world.ok(&args)).unwrap();
+    step_holds_together(&report["step"]);
+    let (both, alone) = (number(&report, "images_per_s"), number(&report["step"], "images_per_s"));
+    let idle = (1.0 - both / alone).max(0.0);
+    assert!((number(&report, "device_idle") - idle).abs() < 1e-9, "{report}");
+    assert!((0.0..=1.0).contains(&number(&report, "feed_wait")));
+    assert!(number(&report["feed"], "images_per_s") > 0.0 && number(&report, "steps") >= 1.0);
+    let text = world.ok(&["bench", "train", "tiny.toml", "--seconds", "0.2"]);
+    assert!(
+        text.contains("both together: ") && text.contains("verdict: the device"),
+        "{text}"
+    );
 }

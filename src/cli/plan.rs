@@ -158,7 +158,8 @@ pub fn normalize(recipe: &Recipe) -> Normalize {
     }
 }
 
-fn one_problem(error: impl std::fmt::Display) -> RecipeError {
+/// Another room's complaint about a recipe.
+pub fn one_problem(error: impl std::fmt::Display) -> RecipeError {
     RecipeError::Invalid {
         problems: vec![error.to_string()],
     }

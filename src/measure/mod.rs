@@ -5,6 +5,7 @@ pub mod features;
 pub mod options;
 pub mod probe;
 pub mod speed;
+pub mod step;
 
 use crate::feed::FeedError;
 use probe::ProbeError;

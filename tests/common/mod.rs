@@ -33,6 +33,8 @@ weight_decay = 1e-4
 base_lr = 2e-3
 scale_by_batch = false
 warmup_epochs = 0.5
+[device]
+backend = "cpu"
 [order]
 window_mb = 1
 [train]

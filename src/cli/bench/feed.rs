@@ -1,20 +1,15 @@
-//! `bench`: which stage limits, and how far from the limit everything else is.
+//! `bench feed`: the feed alone.
 
 use std::io::Write as _;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::Args;
 use serde::Serialize;
 
-use super::plan::{self, Images};
-use super::{CliError, RecipeArgs};
+use super::seconds;
+use crate::cli::plan::{self, Images};
+use crate::cli::{CliError, RecipeArgs};
 use crate::measure::speed::{self, FeedSpeed};
-
-#[derive(Debug, Subcommand)]
-pub enum BenchCommand {
-    /// The feed alone: images a second, CPU time by stage, memory
-    Feed(FeedArgs),
-}
 
 /// Arguments of `bench feed`.
 #[derive(Debug, Args)]
@@ -45,22 +40,7 @@ struct FeedReport<'a> {
     scaling: &'a [FeedSpeed],
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
-    let number = text
-        .parse()
-        .ok()
-        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    number
-        .filter(|time| !time.is_zero())
-        .ok_or_else(|| "a number above 0 is needed, such as 10".to_owned())
-}
-
-pub fn run(command: &BenchCommand) -> Result<(), CliError> {
-    let BenchCommand::Feed(args) = command;
-    feed(args)
-}
-
-fn feed(args: &FeedArgs) -> Result<(), CliError> {
+pub fn run(args: &FeedArgs) -> Result<(), CliError> {
     let recipe = args.recipe.load()?.recipe;
     let images = Images::open(&recipe.data)?;
     let feed_plan = plan::feed_plan(&recipe);

@@ -1,0 +1,157 @@
+//! `bench step` and `bench train`: the training step, alone and behind the feed.
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::seconds;
+use crate::cli::plan::{self, Images};
+use crate::cli::recipe::Recipe;
+use crate::cli::{CliError, DeviceArgs, RecipeArgs, open_device};
+use crate::feed::Feed;
+use crate::learn::backend::{Opened, Task};
+use crate::learn::model::VicReg;
+use crate::learn::ops::TrainAd;
+use crate::learn::schedule::Schedule;
+use crate::learn::trainer::Trainer;
+use crate::measure::MeasureError;
+use crate::measure::speed;
+use crate::measure::step::{self, StepSpeed, Together, TrainSpeed, Workload};
+
+/// Arguments of `bench step` and `bench train`.
+#[derive(Debug, Args)]
+pub struct StepArgs {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Seconds to measure, for each of the measurements
+    #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
+    seconds: Duration,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Report<'a, T> {
+    recipe: String,
+    #[serde(flatten)]
+    speed: &'a T,
+}
+
+impl StepArgs {
+    fn print<T: Serialize + std::fmt::Display>(&self, speed: &T) -> Result<(), CliError> {
+        let mut stdout = std::io::stdout();
+        if self.json {
+            let recipe = self.recipe.recipe.display().to_string();
+            let text = serde_json::to_string(&Report { recipe, speed }).expect("numbers are plain JSON");
+            writeln!(stdout, "{text}")?;
+        } else {
+            write!(stdout, "{speed}")?;
+        }
+        Ok(())
+    }
+}
+
+pub fn alone(args: &StepArgs) -> Result<(), CliError> {
+    let recipe = args.recipe.load_with(&args.device)?.recipe;
+    let device = open_device(&recipe)?;
+    let speed = device.run(Alone {
+        recipe: &recipe,
+        name: &device.name,
+        time: args.seconds,
+    })?;
+    args.print(&speed)
+}
+
+pub fn with_feed(args: &StepArgs) -> Result<(), CliError> {
+    let recipe = args.recipe.load_with(&args.device)?.recipe;
+    let device = open_device(&recipe)?;
+    let images = Images::open(&recipe.data)?;
+    let options = device.feed_options(&recipe.feed);
+    let feed = speed::feed(&images.train, &plan::feed_plan(&recipe), &options, args.seconds)?;
+    let (step, together) = device.run(WithFeed {
+        alone: Alone {
+            recipe: &recipe,
+            name: &device.name,
+            time: args.seconds,
+        },
+        images: &images,
+        opened: &device,
+    })?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    args.print(&TrainSpeed::new(step, feed, together, device.shares_cores(), cores))
+}
+
+/// The step alone, on whichever backend.
+struct Alone<'a> {
+    recipe: &'a Recipe,
+    name: &'a str,
+    time: Duration,
+}
+
+impl Alone<'_> {
+    /// A trainer of the recipe in the midst of a long run.
+    fn trainer<B: TrainAd>(&self, device: &B::Device) -> Result<Trainer<B>, CliError> {
+        const LONG: u64 = 1_000_000;
+        let recipe = self.recipe;
+        let batch = u64::from(recipe.train.batch_size);
+        let (schedule, _) = Schedule::new(&recipe.schedule, batch, LONG / 100, LONG).map_err(plan::one_problem)?;
+        let model = VicReg::new(&recipe.encoder, &recipe.expander, recipe.train.seed, device);
+        Ok(plan::trainer(recipe, model, schedule, device.clone()))
+    }
+
+    fn measure<B: TrainAd>(&self, trainer: &mut Trainer<B>, device: &B::Device) -> StepSpeed {
+        let recipe = self.recipe;
+        let side = recipe.views.size as usize;
+        // A linear layer has a multiply-add a weight.
+        let expander = recipe.expander.parameters(recipe.encoder.representation_dim());
+        let work = Workload {
+            batch_size: recipe.train.batch_size,
+            side,
+            precision: recipe.train.precision,
+            multiply_adds: recipe.encoder.cost(side).multiply_adds + expander,
+        };
+        step::step(trainer, work, self.name, device, self.time)
+    }
+}
+
+impl Task for Alone<'_> {
+    type Output = Result<StepSpeed, CliError>;
+
+    fn run<B: TrainAd>(self, device: B::Device) -> Self::Output {
+        let mut trainer = self.trainer::<B>(&device)?;
+        Ok(self.measure(&mut trainer, &device))
+    }
+}
+
+/// The step alone, and then behind a feed.
+struct WithFeed<'a> {
+    alone: Alone<'a>,
+    images: &'a Images,
+    opened: &'a Opened,
+}
+
+impl Task for WithFeed<'_> {
+    type Output = Result<(StepSpeed, Together), CliError>;
+
+    fn run<B: TrainAd>(self, device: B::Device) -> Self::Output {
+        let mut trainer = self.alone.trainer::<B>(&device)?;
+        let alone = self.alone.measure(&mut trainer, &device);
+        let recipe = self.alone.recipe;
+        let mut feed = Feed::start_with(
+            Arc::clone(&self.images.train),
+            plan::feed_plan(recipe),
+            &self.opened.feed_options(&recipe.feed),
+            0,
+            &mut *self.opened.slot_memory(),
+        )
+        .map_err(MeasureError::from)?;
+        Ok((alone, step::together(&mut trainer, &mut feed, self.alone.time)?))
+    }
+}
