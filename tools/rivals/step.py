@@ -108,10 +108,10 @@ class Lars:
 
     @torch.no_grad()
     def step(self):
-        grads = torch._foreach_add([p.grad for p in self.scaled], self.scaled, alpha=self.weight_decay)
+        grads = list(torch._foreach_add([p.grad for p in self.scaled], self.scaled, alpha=self.weight_decay))
         # The ratios stay on the device: nothing waits for them.
-        p_norms = torch.stack(torch._foreach_norm(self.scaled))
-        g_norms = torch.stack(torch._foreach_norm(grads))
+        p_norms = torch.stack(list(torch._foreach_norm(self.scaled)))
+        g_norms = torch.stack(list(torch._foreach_norm(grads)))
         ratios = torch.where((p_norms > 0) & (g_norms > 0), self.trust * p_norms / g_norms, torch.ones_like(p_norms))
         torch._foreach_mul_(grads, list(ratios.unbind()))
         torch._foreach_mul_(self.buffers, self.momentum)
@@ -292,7 +292,7 @@ def recipe_defaults(path):
         "encoder": {"depth": "depth", "width": "width", "stem": "stem", "stem_padding": "stem_padding"},
         "expander": {"dims": "expander", "hidden_bias": "hidden_bias", "last_bias": "last_bias"},
         "optimizer": {"kind": "optimizer"},
-        "train": {"batch_size": "batch_size"},
+        "train": {"batch_size": "batch_size", "precision": "precision"},
         "views": {"size": "size", "mean": "mean", "std": "std"},
     }
     return {

@@ -85,3 +85,70 @@ fn write<R: CubeRuntime>(bytes: Bytes, device: &R::Device) -> CubeTensor<R> {
         .unwrap_or_else(|error| panic!("the device failed: {error}"));
     CubeTensor::new_contiguous(client, device.clone(), [n].into(), handle, DType::U8)
 }
+
+#[cfg(all(test, feature = "wgpu"))]
+mod tests {
+    use super::*;
+    use crate::learn::input::{Normalize, Uploaded};
+    use crate::learn::ops::primitive;
+    use burn::backend::Flex;
+    use burn::tensor::Tensor;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    type Gpu = burn_wgpu::Wgpu<f32, i32, u8>;
+
+    const BY: Normalize = Normalize {
+        mean: [0.485, 0.456, 0.406],
+        std: [0.229, 0.224, 0.225],
+    };
+
+    /// Bytes that tell when they are dropped.
+    struct Told(Vec<u8>, Arc<AtomicUsize>);
+
+    impl AsRef<[u8]> for Told {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+
+    impl Drop for Told {
+        fn drop(&mut self) {
+            self.1.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn uploads_arrive_bit_for_bit_and_their_bytes_come_back() {
+        let (side, dropped) = (13, Arc::new(AtomicUsize::new(0)));
+        for upload in 0..8 {
+            let values: Vec<u8> = (0..2 * 3 * side * side * 3)
+                .map(|i: usize| ((i + 1) * (2 * upload + 7) >> 2) as u8)
+                .collect();
+            let host = Uploaded::<Flex>::new(Bytes::from(values.clone()), 2, side, &Default::default());
+            let told = Bytes::from_owner(Told(values, dropped.clone()));
+            let device = Uploaded::<Gpu>::new(told, 2, side, &Default::default());
+            // The next upload's flush at the latest gives these bytes back: two slots are enough for a ring.
+            assert!(dropped.load(Ordering::Relaxed) >= upload, "upload {upload}");
+            for view in [1, 0, 1] {
+                assert_eq!(device.view(view, BY).into_data(), host.view(view, BY).into_data());
+            }
+        }
+    }
+
+    #[test]
+    fn a_late_read_sees_its_own_step_whatever_comes_after() {
+        let device = Default::default();
+        let mut x = Tensor::<Gpu, 1>::from_floats([1.0, -2.5, 1e30], &device);
+        let mut reads = Vec::new();
+        for _ in 0..5 {
+            reads.push(Gpu::read_late(primitive(x.clone())));
+            x = x * 2.0;
+        }
+        for (step, read) in reads.into_iter().enumerate() {
+            let factor = f64::from(1 << step);
+            let expected = [1.0, -2.5, f64::from(1e30_f32)].map(|value| value * factor);
+            assert_eq!(read.wait(), expected);
+        }
+    }
+}
