@@ -127,3 +127,13 @@ fn feed_and_step_together_come_to_a_verdict() {
         "{text}"
     );
 }
+
+#[test]
+fn a_device_is_held_to_the_cpu() {
+    let world = World::new();
+    let report: Value = serde_json::from_str(&world.ok(&["bench", "device", "tiny.toml", "--json"])).unwrap();
+    let checks = report["checks"].as_array().unwrap();
+    // Uploads, two trajectories, bf16's drift, two peak rates, two bandwidths.
+    assert_eq!((report["device"].as_str(), checks.len()), (Some("cpu"), 8), "{report}");
+    assert!(checks.iter().all(|check| check["passed"] == true), "{report}");
+}

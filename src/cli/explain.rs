@@ -47,6 +47,14 @@ pub enum CliError {
     /// The device.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// `bench device` found the device wrong.
+    #[error("{failed} of the checks failed on {device}")]
+    DeviceChecks {
+        /// The device.
+        device: String,
+        /// How many.
+        failed: usize,
+    },
     /// Training.
     #[error(transparent)]
     Learn(#[from] LearnError),
@@ -144,6 +152,7 @@ impl CliError {
             Self::NothingThere { what: "run", .. } => {
                 vec!["a run folder is what `vicreg-stream train --out` makes".to_owned()]
             }
+            Self::DeviceChecks { .. } => vec!["do not train on it; `--backend cpu` trains without a GPU".to_owned()],
             Self::NotNewest { .. } => {
                 vec!["give a new folder with `--out`: nothing of the run is overwritten then".to_owned()]
             }

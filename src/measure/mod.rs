@@ -1,6 +1,7 @@
 //! How good are the representations, and how fast is the pipeline.
 
 pub mod cpu;
+pub mod device;
 pub mod features;
 pub mod options;
 pub mod probe;

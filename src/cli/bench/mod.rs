@@ -1,5 +1,6 @@
 //! `bench`: which stage limits, and how far from the limit everything else is.
 
+mod device;
 mod feed;
 mod step;
 
@@ -15,6 +16,8 @@ pub enum BenchCommand {
     Feed(feed::FeedArgs),
     /// The training step alone, on a synthetic batch that stays on the device
     Step(step::StepArgs),
+    /// The device against the CPU, number by number, and the bandwidth to it
+    Device(device::DeviceCheckArgs),
     /// Feed and step together and each alone: who waits for whom, and what would help
     Train(step::StepArgs),
 }
@@ -22,6 +25,7 @@ pub enum BenchCommand {
 pub fn run(command: &BenchCommand) -> Result<(), CliError> {
     match command {
         BenchCommand::Feed(args) => feed::run(args),
+        BenchCommand::Device(args) => device::run(args),
         BenchCommand::Step(args) => step::alone(args),
         BenchCommand::Train(args) => step::with_feed(args),
     }
