@@ -7,11 +7,11 @@ const ROOMS: [&str; 5] = ["data", "feed", "learn", "measure", "cli"];
 
 /// Where `unsafe` is allowed, and why the compiler cannot do it alone.
 const UNSAFE: [&str; 5] = [
-    "src/feed/simd.rs",          // one conversion without the checks that keep a loop from being vectorised
-    "src/feed/slot.rs",          // many writers, each with its own range of one buffer
+    "src/feed/simd.rs", // one conversion without the checks that keep a loop from being vectorised
+    "src/feed/slot.rs", // many writers, each with its own range of one buffer
     "src/learn/backend/cuda.rs", // page-locked memory is the driver's, and so is the question whether it is there
-    "tests/allocations.rs",      // an allocator that counts is an unsafe trait
-    "tests/dispatch.rs",         // fast_image_resize calls its choice of instructions unsafe
+    "tests/allocations.rs", // an allocator that counts is an unsafe trait
+    "tests/dispatch.rs", // fast_image_resize calls its choice of instructions unsafe
 ];
 
 fn root() -> PathBuf {

@@ -123,7 +123,7 @@ mod tests {
         let (side, dropped) = (13, Arc::new(AtomicUsize::new(0)));
         for upload in 0..8 {
             let values: Vec<u8> = (0..2 * 3 * side * side * 3)
-                .map(|i: usize| ((i + 1) * (2 * upload + 7) >> 2) as u8)
+                .map(|i: usize| (((i + 1) * (2 * upload + 7)) >> 2) as u8)
                 .collect();
             let host = Uploaded::<Flex>::new(Bytes::from(values.clone()), 2, side, &Default::default());
             let told = Bytes::from_owner(Told(values, dropped.clone()));
