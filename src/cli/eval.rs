@@ -1,7 +1,6 @@
 //! `eval knn`: the accuracy of frozen representations, beside what an untrained network and raw pixels reach.
 
 use std::fmt;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -10,7 +9,7 @@ use serde::Serialize;
 use super::CliError;
 use super::plan::{self, Images};
 use super::recipe::{LoadedRecipe, Recipe};
-use super::{DeviceArgs, open_device};
+use super::{DeviceArgs, open_device, print};
 use crate::learn::backend::{Opened, Task};
 use crate::learn::checkpoint::read_tensors;
 use crate::learn::ops::TrainAd;
@@ -96,17 +95,7 @@ pub fn run(command: &EvalCommand) -> Result<(), CliError> {
     }
     let images = Images::open(&recipe.data)?;
     let knn = knn_of_run(&args.run, &recipe, &images, &open_device(&recipe)?, args.k)?;
-    let mut stdout = std::io::stdout();
-    if args.json {
-        writeln!(
-            stdout,
-            "{}",
-            serde_json::to_string(&knn).expect("numbers are plain JSON")
-        )?;
-    } else {
-        write!(stdout, "{knn}")?;
-    }
-    Ok(())
+    Ok(print(args.json, &knn)?)
 }
 
 /// k-NN of a run's `encoder.safetensors` on labelled images.

@@ -1,12 +1,12 @@
 //! `ingest`: sources -> shuffled shards.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::CliError;
+use super::{CliError, print_json};
 use crate::data::Split;
 use crate::data::ingest::{IngestOptions, IngestProgress, IngestStage, IngestSummary, LabelsFrom, ingest};
 
@@ -94,15 +94,10 @@ pub fn run(args: &IngestArgs) -> Result<(), CliError> {
     let mut progress = |progress: IngestProgress| show(&bar, progress);
     let summary = ingest(&args.sources, &args.out, &options, &mut progress)?;
     bar.finish_and_clear();
-    let mut stdout = std::io::stdout();
     if args.json {
-        writeln!(
-            stdout,
-            "{}",
-            serde_json::to_string(&summary).expect("a summary is plain JSON")
-        )?;
+        print_json(&summary)?;
     } else {
-        report(&mut stdout, &summary)?;
+        report(&mut std::io::stdout(), &summary)?;
     }
     Ok(())
 }

@@ -23,9 +23,12 @@ mod resume;
 mod sheet;
 mod train;
 
+use std::fmt;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
 
 use crate::learn::backend::{self, BackendKind, Opened};
 
@@ -109,6 +112,21 @@ fn open_device(recipe: &recipe::Recipe) -> Result<Opened, CliError> {
     let opened = backend::open(&recipe.device, |why| say!("note: not on a GPU: {why}"))?;
     opened.check(recipe.train.precision)?;
     Ok(opened)
+}
+
+/// A result on stdout: for a program, or for a person.
+fn print<T: Serialize + fmt::Display>(json: bool, result: &T) -> io::Result<()> {
+    if json {
+        print_json(result)
+    } else {
+        write!(io::stdout(), "{result}")
+    }
+}
+
+/// A result on stdout, as one line of JSON.
+fn print_json(result: &impl Serialize) -> io::Result<()> {
+    let text = serde_json::to_string(result).expect("results are plain JSON");
+    writeln!(io::stdout(), "{text}")
 }
 
 /// Parses the command line, runs one command, explains what went wrong.

@@ -9,7 +9,8 @@ use super::recipe::{LoadedRecipe, Recipe, RecipeError};
 use crate::data::sources::{SYNTHETIC, shapes};
 use crate::data::{DataOptions, Dataset, Split};
 use crate::feed::view::AUGMENTATION_VERSION;
-use crate::feed::{FeedPlan, PassShape, Passes};
+use crate::feed::{Feed, FeedError, FeedPlan, PassShape, Passes};
+use crate::learn::backend::Opened;
 use crate::learn::input::Normalize;
 use crate::learn::model::VicReg;
 use crate::learn::ops::TrainAd;
@@ -135,6 +136,17 @@ pub fn feed_plan(recipe: &Recipe) -> FeedPlan {
         decode: recipe.decode.clone(),
         window_bytes: recipe.order.window_bytes(),
     }
+}
+
+/// The recipe's feed beside a trainer on `device`, from the batch of `step` on.
+pub fn start_feed(recipe: &Recipe, images: &Images, device: &Opened, step: u64) -> Result<Feed, FeedError> {
+    Feed::start_with(
+        Arc::clone(&images.train),
+        feed_plan(recipe),
+        &device.feed_options(&recipe.feed),
+        step,
+        &mut *device.slot_memory(),
+    )
 }
 
 /// A trainer of this recipe before its first step.

@@ -13,7 +13,7 @@ use super::plan::{self, Images, Plan};
 use super::recipe::{LoadedRecipe, Recipe, resolved_toml};
 use super::resume::{self, Resume, Start};
 use super::{CliError, DeviceArgs, RecipeArgs, eval, open_device, progress};
-use crate::feed::{Feed, QuarantineState};
+use crate::feed::QuarantineState;
 use crate::learn::backend::{CpuAd, Opened, Task};
 use crate::learn::checkpoint::{self, Checkpoint};
 use crate::learn::model::{MemoryEstimate, VicReg};
@@ -193,13 +193,7 @@ fn drive<B: TrainAd>(
     }
     let recipe = &prepared.loaded.recipe;
     let stop = stop_on_signals()?;
-    let mut feed = Feed::start_with(
-        Arc::clone(&prepared.images.train),
-        plan::feed_plan(recipe),
-        &prepared.device.feed_options(&recipe.feed),
-        trainer.step(),
-        &mut *prepared.device.slot_memory(),
-    )?;
+    let mut feed = plan::start_feed(recipe, &prepared.images, &prepared.device, trainer.step())?;
     feed.restore_quarantine(quarantine);
     let images = Arc::clone(&prepared.images.train);
     feed.on_stall(move |stall| {

@@ -20,19 +20,19 @@ pub struct Normalize {
     pub std: [f32; 3],
 }
 
-/// The bytes of a batch, where the kernels run.
+/// The bytes of a batch, where the kernels run; `T` is the backend's integer tensor, the same with gradients and without.
 #[derive(Clone, Debug)]
-pub enum Pixels<B: Backend> {
+pub enum Pixels<T> {
     /// In the host's memory: the CPU computes.
     Host(Bytes),
     /// A flat u8 tensor on the device.
-    Device(IntTensor<B>),
+    Device(T),
 }
 
 /// A batch on its device: u8 `[V, N, H, W, 3]`, V views of N images.
 #[derive(Clone, Debug)]
 pub struct Uploaded<B: Backend> {
-    pixels: Pixels<B>,
+    pixels: Pixels<IntTensor<B>>,
     views: usize,
     side: usize,
     view_bytes: usize,
@@ -78,14 +78,14 @@ impl<B: TrainOps> Uploaded<B> {
 }
 
 /// The bytes copied to the device by burn: what a backend does that has no way of its own.
-pub(super) fn copied<B: Backend>(bytes: Bytes, device: &B::Device) -> Pixels<B> {
+pub(super) fn copied<B: Backend>(bytes: &[u8], device: &B::Device) -> IntTensor<B> {
     let flat = TensorData::new(bytes.to_vec(), [bytes.len()]);
-    Pixels::Device(Tensor::<B, 1, Int>::from_data(flat, (device, DType::U8)).into_primitive())
+    Tensor::<B, 1, Int>::from_data(flat, (device, DType::U8)).into_primitive()
 }
 
 /// On the device, in stock operations.
 pub(super) fn on_device<B: Backend>(
-    pixels: &Pixels<B>,
+    pixels: &Pixels<IntTensor<B>>,
     range: Range<usize>,
     [h, w]: [usize; 2],
     by: Normalize,
@@ -93,10 +93,7 @@ pub(super) fn on_device<B: Backend>(
 ) -> Tensor<B, 4> {
     let flat = match pixels {
         Pixels::Device(flat) => flat.clone(),
-        Pixels::Host(bytes) => match copied::<B>(bytes.clone(), device) {
-            Pixels::Device(flat) => flat,
-            Pixels::Host(_) => unreachable!("copied to the device just now"),
-        },
+        Pixels::Host(bytes) => copied::<B>(bytes, device),
     };
     let n = range.len() / (h * w * 3);
     let maps = Tensor::<B, 1, Int>::from_primitive(flat)
@@ -167,17 +164,14 @@ mod tests {
         let device = Default::default();
         let table = Uploaded::<Flex>::new(bytes.clone(), 2, 17, &device);
         let stock = Uploaded {
-            pixels: copied::<Flex>(bytes.clone(), &device),
+            pixels: Pixels::Device(copied::<Flex>(&bytes, &device)),
             ..table.clone()
-        };
-        let Pixels::Device(_) = &stock.pixels else {
-            panic!("not on the device")
         };
         let tracked = Uploaded::<Autodiff<Flex>>::new(bytes.clone(), 2, 17, &device);
         for view in [0, 1] {
             let range = view * table.view_bytes..(view + 1) * table.view_bytes;
             let expected = table.view(view, BY).into_data();
-            let stock = on_device(&stock.pixels, range, [17; 2], BY, &device);
+            let stock = on_device::<Flex>(&stock.pixels, range, [17; 2], BY, &device);
             assert_eq!(stock.into_data(), expected);
             assert_eq!(tracked.view(view, BY).inner().into_data(), expected);
         }

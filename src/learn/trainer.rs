@@ -177,7 +177,7 @@ impl<B: TrainAd> Trainer<B> {
         observer: &mut dyn Observer,
     ) -> Result<Outcome, LearnError> {
         let mut late: VecDeque<(LateTerms, Mark)> = VecDeque::new();
-        let mut now = Mark::now(self.step);
+        let mut now = Mark::start(self.step);
         let mut logged = now;
         let mut saved = None;
         let end = plan.stop_at.min(plan.total_steps);
@@ -189,10 +189,7 @@ impl<B: TrainAd> Trainer<B> {
 
             let batch = self.upload(batch);
             let terms = self.train_step(batch);
-            now = Mark {
-                waited: now.waited,
-                ..Mark::now(self.step)
-            };
+            now = now.next(self.step);
             late.push_back((terms, now));
             observer.stepped(self.step);
 
@@ -352,11 +349,19 @@ struct Mark {
 }
 
 impl Mark {
-    fn now(step: u64) -> Self {
+    fn start(step: u64) -> Self {
         Self {
             step,
             at: Instant::now(),
             waited: Duration::ZERO,
+        }
+    }
+
+    fn next(self, step: u64) -> Self {
+        Self {
+            step,
+            at: Instant::now(),
+            ..self
         }
     }
 }

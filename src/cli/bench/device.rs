@@ -1,14 +1,13 @@
 //! `bench device`: the device against the CPU, and the way to it. Exit status 1 if a check fails.
 
-use std::io::Write as _;
-use std::sync::Arc;
+use std::fmt;
 
 use clap::Args;
 use serde::Serialize;
 
 use crate::cli::plan::{self, Images};
-use crate::cli::{CliError, DeviceArgs, RecipeArgs, open_device};
-use crate::feed::{Batch, Feed};
+use crate::cli::{CliError, DeviceArgs, RecipeArgs, open_device, print};
+use crate::feed::Batch;
 use crate::learn::backend::Task;
 use crate::learn::ops::TrainAd;
 use crate::measure::MeasureError;
@@ -26,40 +25,33 @@ pub struct DeviceCheckArgs {
     json: bool,
 }
 
-/// What `--json` prints.
+/// What is printed.
 #[derive(Debug, Serialize)]
 struct Report<'a> {
     device: &'a str,
     checks: &'a [Finding],
 }
 
+impl fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} against the CPU:", self.device)?;
+        self.checks.iter().try_for_each(|finding| writeln!(f, "  {finding}"))
+    }
+}
+
 pub fn run(args: &DeviceCheckArgs) -> Result<(), CliError> {
     let recipe = args.recipe.load_with(&args.device)?.recipe;
     let device = open_device(&recipe)?;
     let images = Images::open(&recipe.data)?;
-    let mut feed = Feed::start_with(
-        Arc::clone(&images.train),
-        plan::feed_plan(&recipe),
-        &device.feed_options(&recipe.feed),
-        0,
-        &mut *device.slot_memory(),
-    )?;
-    let batch = feed.next()?.ok_or(MeasureError::PassEnded)?;
+    let batch = plan::start_feed(&recipe, &images, &device, 0)?
+        .next()?
+        .ok_or(MeasureError::PassEnded)?;
     let checks = device.run(Checks(batch));
-    let mut stdout = std::io::stdout();
-    if args.json {
-        let report = Report {
-            device: &device.name,
-            checks: &checks,
-        };
-        let text = serde_json::to_string(&report).expect("findings are plain JSON");
-        writeln!(stdout, "{text}")?;
-    } else {
-        writeln!(stdout, "{} against the CPU:", device.name)?;
-        for finding in &checks {
-            writeln!(stdout, "  {finding}")?;
-        }
-    }
+    let report = Report {
+        device: &device.name,
+        checks: &checks,
+    };
+    print(args.json, &report)?;
     match checks.iter().filter(|finding| !finding.passed).count() {
         0 => Ok(()),
         failed => Err(CliError::DeviceChecks {

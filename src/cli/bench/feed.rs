@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::seconds;
 use crate::cli::plan::{self, Images};
-use crate::cli::{CliError, RecipeArgs};
+use crate::cli::{CliError, RecipeArgs, print_json};
 use crate::measure::speed::{self, FeedSpeed};
 
 /// Arguments of `bench feed`.
@@ -67,8 +67,7 @@ pub fn run(args: &FeedArgs) -> Result<(), CliError> {
             first: &speeds[0],
             scaling: &speeds,
         };
-        let text = serde_json::to_string(&report).expect("numbers are plain JSON");
-        writeln!(stdout, "{text}")?;
+        print_json(&report)?;
     } else {
         conclude(&mut stdout, &speeds)?;
     }

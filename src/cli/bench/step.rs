@@ -1,7 +1,6 @@
 //! `bench step` and `bench train`: the training step, alone and behind the feed.
 
-use std::io::Write as _;
-use std::sync::Arc;
+use std::fmt;
 use std::time::Duration;
 
 use clap::Args;
@@ -10,14 +9,12 @@ use serde::Serialize;
 use super::seconds;
 use crate::cli::plan::{self, Images};
 use crate::cli::recipe::Recipe;
-use crate::cli::{CliError, DeviceArgs, RecipeArgs, open_device};
-use crate::feed::Feed;
+use crate::cli::{CliError, DeviceArgs, RecipeArgs, open_device, print};
 use crate::learn::backend::{Opened, Task};
 use crate::learn::model::VicReg;
 use crate::learn::ops::TrainAd;
 use crate::learn::schedule::Schedule;
 use crate::learn::trainer::Trainer;
-use crate::measure::MeasureError;
 use crate::measure::speed;
 use crate::measure::step::{self, StepSpeed, Together, TrainSpeed, Workload};
 
@@ -36,7 +33,7 @@ pub struct StepArgs {
     json: bool,
 }
 
-/// What `--json` prints.
+/// What is printed; the recipe in JSON only.
 #[derive(Debug, Serialize)]
 struct Report<'a, T> {
     recipe: String,
@@ -44,17 +41,16 @@ struct Report<'a, T> {
     speed: &'a T,
 }
 
+impl<T: fmt::Display> fmt::Display for Report<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.speed.fmt(f)
+    }
+}
+
 impl StepArgs {
-    fn print<T: Serialize + std::fmt::Display>(&self, speed: &T) -> Result<(), CliError> {
-        let mut stdout = std::io::stdout();
-        if self.json {
-            let recipe = self.recipe.recipe.display().to_string();
-            let text = serde_json::to_string(&Report { recipe, speed }).expect("numbers are plain JSON");
-            writeln!(stdout, "{text}")?;
-        } else {
-            write!(stdout, "{speed}")?;
-        }
-        Ok(())
+    fn print<T: Serialize + fmt::Display>(&self, speed: &T) -> Result<(), CliError> {
+        let recipe = self.recipe.recipe.display().to_string();
+        Ok(print(self.json, &Report { recipe, speed })?)
     }
 }
 
@@ -143,15 +139,7 @@ impl Task for WithFeed<'_> {
     fn run<B: TrainAd>(self, device: B::Device) -> Self::Output {
         let mut trainer = self.alone.trainer::<B>(&device)?;
         let alone = self.alone.measure(&mut trainer, &device);
-        let recipe = self.alone.recipe;
-        let mut feed = Feed::start_with(
-            Arc::clone(&self.images.train),
-            plan::feed_plan(recipe),
-            &self.opened.feed_options(&recipe.feed),
-            0,
-            &mut *self.opened.slot_memory(),
-        )
-        .map_err(MeasureError::from)?;
+        let mut feed = plan::start_feed(self.alone.recipe, self.images, self.opened, 0)?;
         Ok((alone, step::together(&mut trainer, &mut feed, self.alone.time)?))
     }
 }

@@ -5,7 +5,11 @@
 
 use super::{ConvArgs, LateRead, NormSaved, Normed, TrainOps};
 use crate::learn::input::{Normalize, Pixels};
-use burn::tensor::{DType, backend::AutodiffBackend, ops::FloatTensor};
+use burn::tensor::{
+    DType,
+    backend::AutodiffBackend,
+    ops::{FloatTensor, IntTensor},
+};
 use burn_autodiff::{
     Autodiff, NodeId,
     checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
@@ -83,25 +87,18 @@ impl<B: TrainOps, C: CheckpointStrategy> TrainOps for Autodiff<B, C> {
 
     const RUN_AHEAD: usize = B::RUN_AHEAD;
 
-    fn upload(bytes: Bytes, device: &Self::Device) -> Pixels<Self> {
-        match B::upload(bytes, device) {
-            Pixels::Host(bytes) => Pixels::Host(bytes),
-            Pixels::Device(flat) => Pixels::Device(flat),
-        }
+    fn upload(bytes: Bytes, device: &Self::Device) -> Pixels<IntTensor<Self>> {
+        B::upload(bytes, device)
     }
 
     fn images(
-        pixels: &Pixels<Self>,
+        pixels: &Pixels<IntTensor<Self>>,
         range: Range<usize>,
         size: [usize; 2],
         by: Normalize,
         device: &Self::Device,
     ) -> FloatTensor<Self> {
-        let pixels = match pixels.clone() {
-            Pixels::Host(bytes) => Pixels::Host(bytes),
-            Pixels::Device(flat) => Pixels::Device(flat),
-        };
-        Self::from_inner(B::images(&pixels, range, size, by, device))
+        Self::from_inner(B::images(pixels, range, size, by, device))
     }
 
     fn read_late(values: FloatTensor<Self>) -> LateRead {

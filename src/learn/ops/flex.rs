@@ -11,7 +11,7 @@ use super::{
     conv_weight, primitive,
 };
 use crate::learn::input::{self, Normalize, Pixels};
-use burn::tensor::{DType, TensorData, ops::FloatTensor};
+use burn::tensor::{DType, TensorData, ops::FloatTensor, ops::IntTensor};
 use burn_flex::{Flex, FlexTensor};
 use bytes::Bytes;
 use pulp::Arch;
@@ -145,12 +145,12 @@ impl TrainOps for Flex {
     }
 
     // They are where they are computed.
-    fn upload(bytes: Bytes, _device: &Self::Device) -> Pixels<Self> {
+    fn upload(bytes: Bytes, _device: &Self::Device) -> Pixels<IntTensor<Self>> {
         Pixels::Host(bytes)
     }
 
     fn images(
-        pixels: &Pixels<Self>,
+        pixels: &Pixels<IntTensor<Self>>,
         range: Range<usize>,
         [h, w]: [usize; 2],
         by: Normalize,
@@ -161,7 +161,7 @@ impl TrainOps for Flex {
                 let shape = [range.len() / (h * w * 3), 3, h, w];
                 from_vec(input::on_cpu(&bytes[range], [h, w], by), &shape)
             }
-            Pixels::Device(_) => primitive(input::on_device(pixels, range, [h, w], by, device)),
+            Pixels::Device(_) => primitive(input::on_device::<Self>(pixels, range, [h, w], by, device)),
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use super::{LateRead, TrainOps};
 use crate::learn::input::Pixels;
-use burn::tensor::{DType, TensorMetadata, ops::FloatTensor};
+use burn::tensor::{DType, TensorMetadata, ops::FloatTensor, ops::IntTensor};
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement, tensor::CubeTensor};
 use burn_fusion::{Fusion, NoOp, get_client, stream::OperationStreams};
 use burn_ir::{BackendIr, InitOperationIr, OperationIr};
@@ -28,7 +28,7 @@ where
     /// The step that is computed, the one that waits behind it, and the host prepares the next.
     const RUN_AHEAD: usize = 2;
 
-    fn upload(bytes: Bytes, device: &Self::Device) -> Pixels<Self> {
+    fn upload(bytes: Bytes, device: &Self::Device) -> Pixels<IntTensor<Self>> {
         type Inner<R, F, I, T> = CubeBackend<R, F, I, T>;
         let shape = [bytes.len()];
         let cube = write::<R>(bytes, device);

@@ -20,7 +20,7 @@ use super::input::{self, Normalize, Pixels};
 use burn::tensor::{
     DType, FloatDType, Tensor, TensorMetadata, TensorPrimitive,
     backend::{AutodiffBackend, Backend},
-    ops::FloatTensor,
+    ops::{FloatTensor, IntTensor},
 };
 use bytes::Bytes;
 use std::ops::Range;
@@ -161,19 +161,19 @@ pub trait TrainOps: Backend {
 
     /// Takes a batch's bytes to where the kernels run. The bytes are dropped as soon as nobody needs them, perhaps later than
     /// this call returns and on another thread.
-    fn upload(bytes: Bytes, device: &Self::Device) -> Pixels<Self> {
-        input::copied(bytes, device)
+    fn upload(bytes: Bytes, device: &Self::Device) -> Pixels<IntTensor<Self>> {
+        Pixels::Device(input::copied::<Self>(&bytes, device))
     }
 
     /// The images `[N, H, W, 3]` that lie in `range` of the batch's bytes, as normalised maps; see [`crate::learn::input`].
     fn images(
-        pixels: &Pixels<Self>,
+        pixels: &Pixels<IntTensor<Self>>,
         range: Range<usize>,
         size: [usize; 2],
         by: Normalize,
         device: &Self::Device,
     ) -> FloatTensor<Self> {
-        primitive(input::on_device(pixels, range, size, by, device))
+        primitive(input::on_device::<Self>(pixels, range, size, by, device))
     }
 
     /// Begins to read a small tensor. The values are asked for later, when the device has long computed them: nobody waits.
@@ -207,11 +207,7 @@ pub(crate) fn as_computed<B: Backend, const D: usize, const E: usize>(
 
 /// The same values in another type; nothing where it is the same.
 pub(crate) fn cast<B: Backend, const D: usize>(x: Tensor<B, D>, dtype: DType) -> Tensor<B, D> {
-    if x.dtype() == dtype {
-        x
-    } else {
-        x.cast(FloatDType::from(dtype))
-    }
+    x.cast(FloatDType::from(dtype))
 }
 
 /// [`cast`] of a primitive, without gradient.
