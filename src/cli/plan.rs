@@ -17,7 +17,7 @@ use crate::learn::ops::TrainAd;
 use crate::learn::optim::Optimizer;
 use crate::learn::run::Identity;
 use crate::learn::schedule::Schedule;
-use crate::learn::trainer::{LoopPlan, Trainer};
+use crate::learn::trainer::{LoopPlan, Method, Trainer};
 
 /// Training and held-out images of a recipe.
 pub struct Images {
@@ -97,6 +97,7 @@ impl Plan {
             log_every: recipe.train.log_every,
             checkpoint_every: recipe.train.checkpoint_every,
             keep_checkpoints: recipe.train.keep_checkpoints as usize,
+            on_collapse: recipe.train.on_collapse,
             encoder_metadata: BTreeMap::from([
                 fact("format", "pt".to_owned()),
                 fact("size", recipe.views.size.to_string()),
@@ -155,9 +156,12 @@ pub fn trainer<B: TrainAd>(recipe: &Recipe, model: VicReg<B>, schedule: Schedule
         model,
         Optimizer::new(recipe.optimizer.clone()),
         schedule,
-        recipe.loss.clone(),
-        normalize(recipe),
-        recipe.train.precision,
+        Method {
+            loss: recipe.loss.clone(),
+            input: normalize(recipe),
+            precision: recipe.train.precision,
+            micro_batch: recipe.train.micro_batch(),
+        },
         device,
     )
 }

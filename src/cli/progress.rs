@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
+use crate::learn::LearnError;
 use crate::learn::run::Metrics;
 use crate::learn::trainer::{LoopPlan, Observer};
 
@@ -58,6 +59,10 @@ impl Observer for Bar {
     }
 
     fn saved(&mut self, _step: u64, _path: &Path) {}
+
+    fn unhealthy(&mut self, error: &LearnError) {
+        self.bar.println(format!("warning: {error}"));
+    }
 }
 
 impl Drop for Bar {
@@ -90,5 +95,9 @@ impl Observer for Lines {
 
     fn saved(&mut self, step: u64, path: &Path) {
         say!("saved step {step} to `{}`", path.display());
+    }
+
+    fn unhealthy(&mut self, error: &LearnError) {
+        say!("warning: {error}");
     }
 }

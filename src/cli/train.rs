@@ -197,10 +197,9 @@ fn drive<B: TrainAd>(
     feed.restore_quarantine(quarantine);
     let images = Arc::clone(&prepared.images.train);
     feed.on_stall(move |stall| {
-        let at = stall.sample.map_or_else(String::new, |key| {
-            let shard = &images.shards()[key.shard.0 as usize].name;
-            format!(", at row {} of row group {} of `{shard}`", key.row, key.row_group)
-        });
+        let at = stall
+            .sample
+            .map_or_else(String::new, |key| format!(", at {}", images.place(key)));
         say!(
             "warning: waited {:.0} s for a batch; {:?} holds it up{at}",
             stall.consumer_waited_s,

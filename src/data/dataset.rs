@@ -169,6 +169,15 @@ impl Dataset {
         &self.shards
     }
 
+    /// Where a sample lies, in words.
+    ///
+    /// # Panics
+    /// If there is no such shard.
+    pub fn place(&self, key: SampleKey) -> String {
+        let shard = &self.shards[key.shard.0 as usize].name;
+        format!("row {} of row group {} of `{shard}`", key.row, key.row_group)
+    }
+
     /// Samples in all shards.
     #[allow(clippy::len_without_is_empty)] // An empty data set is refused when it is opened.
     pub fn len(&self) -> u64 {

@@ -92,6 +92,7 @@ type StallReport = Box<dyn FnMut(&Stall) + Send>;
 
 /// A running feed: one reader thread, the workers, and the ring between them and the trainer.
 pub struct Feed {
+    dataset: Arc<Dataset>,
     ring: Arc<Ring>,
     board: Arc<Board>,
     gauges: Arc<Gauges>,
@@ -245,7 +246,7 @@ impl Feed {
             held: HashMap::new(),
         };
         let workshop = Arc::new(Workshop {
-            dataset,
+            dataset: dataset.clone(),
             share,
             ring: ring.clone(),
             windows,
@@ -256,6 +257,7 @@ impl Feed {
             seed: plan.seed,
         });
         let mut feed = Self {
+            dataset,
             quarantine: Quarantine::new(shape.samples, options),
             ring,
             board,
@@ -344,6 +346,11 @@ impl Feed {
             gauges.first_batch.store(gauges.now(), Ordering::Relaxed);
         }
         taken
+    }
+
+    /// What it reads.
+    pub fn dataset(&self) -> &Dataset {
+        &self.dataset
     }
 
     /// Calls `report` once a minute while `next` waits in vain and a stage is to blame.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::health::{COLLAPSED_STD, PATIENCE};
 use super::optim::StateError;
 use super::weights::WeightsError;
 use crate::data::DataError;
@@ -71,7 +72,8 @@ pub enum LearnError {
     },
     /// The loss is NaN or infinite.
     #[error(
-        "the loss is not finite at step {step} (invariance {invariance}, variance {variance}, covariance {covariance})"
+        "the loss is not finite at step {step} (invariance {invariance}, variance {variance}, covariance {covariance}); \
+         its batch: {samples}"
     )]
     NotFinite {
         /// Steps done, this one included.
@@ -82,6 +84,23 @@ pub enum LearnError {
         variance: f64,
         /// c.
         covariance: f64,
+        /// The first samples of the batch, in words.
+        samples: String,
+        /// The newest checkpoint from before, if there is one.
+        last_good: Option<PathBuf>,
+    },
+    /// The embeddings of all images became one.
+    #[error(
+        "the embeddings collapsed: at step {step} their standard deviation is {std:.2e}, below {COLLAPSED_STD} for the {PATIENCE}th \
+         step in a row; the step's batch: {samples}"
+    )]
+    Collapsed {
+        /// Steps done, this one included.
+        step: u64,
+        /// Mean over dimensions and branches.
+        std: f64,
+        /// The first samples of the batch, in words.
+        samples: String,
         /// The newest checkpoint from before, if there is one.
         last_good: Option<PathBuf>,
     },
@@ -119,18 +138,27 @@ impl LearnError {
             Self::NotARun { .. } => vec!["give a new or empty folder with `--out`".to_owned()],
             Self::CheckpointFormat { .. } => vec!["use the version of the program that wrote it".to_owned()],
             Self::NotFinite { last_good, .. } | Self::WeightsNotFinite { last_good, .. } => {
-                let mut hints = vec!["lower `schedule.base_lr` or lengthen the warm-up".to_owned()];
-                if let Some(path) = last_good {
-                    hints.push(format!(
-                        "`--init-from {}` starts a new run from the weights of the last good checkpoint",
-                        path.display()
-                    ));
-                }
-                hints
+                let change = "lower `schedule.base_lr` or lengthen the warm-up".to_owned();
+                [change].into_iter().chain(from_last_good(last_good)).collect()
+            }
+            Self::Collapsed { last_good, .. } => {
+                let change = "raise `loss.variance`, or lower `schedule.base_lr`; `--set train.on_collapse=ignore` goes on all the same";
+                [change.to_owned()]
+                    .into_iter()
+                    .chain(from_last_good(last_good))
+                    .collect()
             }
             Self::Feed(error) => error.hints(),
             Self::Data(error) => error.hints(),
             _ => Vec::new(),
         }
     }
+}
+
+/// How to go on with a change: a replay would be the same bit for bit.
+fn from_last_good(checkpoint: &Option<PathBuf>) -> Option<String> {
+    let checkpoint = checkpoint.as_ref()?.display();
+    Some(format!(
+        "`train RECIPE --init-from {checkpoint} --out NEW --set KEY=VALUE` starts a new run from the last healthy weights, with a change"
+    ))
 }

@@ -66,13 +66,36 @@ impl<B: TrainOps> Uploaded<B> {
         }
     }
 
+    /// Images in it.
+    #[allow(clippy::len_without_is_empty)] // A batch is never empty.
+    pub fn len(&self) -> usize {
+        self.view_bytes / self.image_bytes()
+    }
+
+    fn image_bytes(&self) -> usize {
+        self.side * self.side * 3
+    }
+
     /// One view as normalised maps `[N, 3, H, W]`, f32.
     ///
     /// # Panics
     /// If there is no such view.
     pub fn view(&self, view: usize, by: Normalize) -> Tensor<B, 4> {
-        assert!(view < self.views, "view {view} of {}", self.views);
-        let range = view * self.view_bytes..(view + 1) * self.view_bytes;
+        self.rows(view, 0..self.len(), by)
+    }
+
+    /// Images `rows` of one view, as [`Self::view`] gives them.
+    ///
+    /// # Panics
+    /// If there is no such view or row.
+    pub fn rows(&self, view: usize, rows: Range<usize>, by: Normalize) -> Tensor<B, 4> {
+        assert!(
+            view < self.views && rows.end <= self.len(),
+            "view {view} of {}",
+            self.views
+        );
+        let [start, end] = [rows.start, rows.end].map(|row| view * self.view_bytes + row * self.image_bytes());
+        let range = start..end;
         tensor(B::images(&self.pixels, range, [self.side; 2], by, &self.device))
     }
 }
@@ -174,6 +197,8 @@ mod tests {
             let stock = on_device::<Flex>(&stock.pixels, range, [17; 2], BY, &device);
             assert_eq!(stock.into_data(), expected);
             assert_eq!(tracked.view(view, BY).inner().into_data(), expected);
+            let parts = [0..1, 1..3].map(|rows| table.rows(view, rows, BY));
+            assert_eq!(Tensor::cat(parts.to_vec(), 0).into_data(), expected);
         }
     }
 

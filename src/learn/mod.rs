@@ -4,6 +4,7 @@ pub mod backend;
 pub mod checkpoint;
 pub mod error;
 pub mod expander;
+pub mod health;
 pub mod input;
 pub mod model;
 pub mod norm;
@@ -15,6 +16,7 @@ pub mod run;
 pub mod schedule;
 pub mod trainer;
 pub mod vicreg;
+pub mod watch;
 pub mod weights;
 
 pub use error::LearnError;

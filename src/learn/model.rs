@@ -156,7 +156,7 @@ mod tests {
             let terms = vicreg_loss(z, z_prime, &LossOptions::default());
             losses.push(terms.loss.to_data().to_vec::<f32>().unwrap()[0]);
             let grads = GradientsParams::from_grads(terms.loss.backward(), &model);
-            model = optimizer.step(5e-3, model, grads);
+            model = optimizer.step(5e-3, model, grads, None);
             model = model.update_running(&stats[0]).update_running(&stats[1]);
         }
         assert!(losses[11] < 0.9 * losses[0], "{losses:?}");

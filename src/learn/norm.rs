@@ -49,6 +49,13 @@ impl<B: Backend> BatchStats<B> {
         Self { mean, variance, count }
     }
 
+    /// [`Self::pool`], layer by layer; `groups`: what each of several training passes pushed.
+    pub fn pool_layers(groups: &[Vec<Self>]) -> Vec<Self> {
+        let layers = groups.first().map_or(0, Vec::len);
+        let layer = |at: usize| Self::pool(&groups.iter().map(|group| group[at].clone()).collect::<Vec<_>>());
+        (0..layers).map(layer).collect()
+    }
+
     /// The unbiased variance, which PyTorch's running variance averages. One value a channel has none: it stays as it is.
     pub fn unbiased(&self) -> Tensor<B, 1> {
         let n = self.count as f64;

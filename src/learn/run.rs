@@ -47,6 +47,23 @@ pub struct Metrics {
     pub lr: f64,
     /// Standard deviation of an embedding dimension, mean over dimensions and branches; 0 is a collapse.
     pub embedding_std: f64,
+    /// The smallest of them.
+    pub embedding_std_min: f64,
+    /// RankMe of up to 256 embeddings of view 1.
+    pub effective_rank: Option<f64>,
+    /// Mean of |correlation| of different dimensions, up to 256 of them, view 1.
+    pub correlation: Option<f64>,
+    /// Norm of the gradient of all parameters together.
+    pub grad_norm: Option<f64>,
+    /// LARS: smallest trust ratio of a parameter.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub trust_min: Option<f64>,
+    /// Their median.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub trust_median: Option<f64>,
+    /// The largest.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub trust_max: Option<f64>,
     /// Images (not views) a second.
     pub images_per_s: f64,
     /// Milliseconds a step, waiting included.
@@ -242,6 +259,13 @@ mod tests {
             covariance: 0.3,
             lr: 0.01,
             embedding_std: 0.9,
+            embedding_std_min: 0.1,
+            effective_rank: Some(3.0),
+            correlation: Some(0.1),
+            grad_norm: Some(1.0),
+            trust_min: None,
+            trust_median: None,
+            trust_max: None,
             images_per_s: 10.0,
             step_ms: 100.0,
             feed_wait_ms: 0.0,

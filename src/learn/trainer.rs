@@ -4,26 +4,30 @@
 //! Invariant: the state after step s is a function of (recipe, data, s) alone; threads and interruptions leave no trace in it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use burn::optim::GradientsParams;
+use burn::module::AutodiffModule;
+use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{DType, Tensor};
 
 use super::checkpoint::{self, Checkpoint, CheckpointState};
 use super::error::LearnError;
+use super::health::Health;
 use super::input::{Normalize, Uploaded};
 use super::model::VicReg;
-use super::norm::Mode;
-use super::ops::{LateRead, TrainAd, TrainOps, cast, primitive};
-use super::optim::Optimizer;
-use super::options::Precision;
+use super::norm::{BatchStats, Mode};
+use super::ops::{TrainAd, cast};
+use super::optim::{Optimizer, UpdateWatch};
+use super::options::{OnCollapse, Precision};
 use super::run::{Identity, Metrics, RunFolder};
 use super::schedule::Schedule;
-use super::vicreg::{LossOptions, LossTerms, vicreg_loss};
+use super::vicreg::{LossOptions, vicreg_loss};
+use super::watch::{LateTerms, StepTerms, StepWatch};
 use super::weights::{self, NamedTensor};
-use crate::data::store;
+use crate::data::{SampleKey, store};
 use crate::feed::{Batch, Feed, FeedError};
 
 /// Model and optimiser between two steps.
@@ -32,18 +36,22 @@ pub struct Trainer<B: TrainAd> {
     pub model: VicReg<B>,
     optimizer: Optimizer<B>,
     schedule: Schedule,
-    loss: LossOptions,
-    input: Normalize,
-    precision: Precision,
+    method: Method,
     device: B::Device,
     step: u64,
 }
 
-/// What one step computed, on its way from the device.
-pub struct LateTerms {
-    step: u64,
-    lr: f64,
-    read: LateRead,
+/// How a step computes, as the recipe says.
+#[derive(Clone, Debug)]
+pub struct Method {
+    /// Loss and coefficients.
+    pub loss: LossOptions,
+    /// From bytes to what the network takes.
+    pub input: Normalize,
+    /// What the network computes in.
+    pub precision: Precision,
+    /// Images that the encoder takes at a time; `None`: the whole batch.
+    pub micro_batch: Option<usize>,
 }
 
 /// When to log, save and stop.
@@ -63,6 +71,8 @@ pub struct LoopPlan {
     pub checkpoint_every: u64,
     /// Checkpoints kept.
     pub keep_checkpoints: usize,
+    /// What a collapse does.
+    pub on_collapse: OnCollapse,
     /// Facts that `encoder.safetensors` carries for whoever uses it: size, mean, std, ...
     pub encoder_metadata: BTreeMap<String, String>,
 }
@@ -75,6 +85,8 @@ pub trait Observer {
     fn stepped(&mut self, step: u64);
     /// Called when a checkpoint is safely on disk.
     fn saved(&mut self, step: u64, path: &std::path::Path);
+    /// Called once when the embeddings collapsed and the run goes on all the same.
+    fn unhealthy(&mut self, error: &LearnError);
 }
 
 /// Why the loop returned.
@@ -89,24 +101,42 @@ pub enum Outcome {
     },
 }
 
+/// Representations of both views, and the way back to the encoder's weights.
+struct Encoded<B: TrainAd> {
+    /// h and h', `[N, C]` each, without a graph.
+    h: [Tensor<B, 2>; 2],
+    /// What each batch norm of the encoder saw, view by view.
+    stats: [Vec<BatchStats<B>>; 2],
+    way_back: WayBack<B>,
+}
+
+/// How gradients come back from representations to weights.
+enum WayBack<B: TrainAd> {
+    /// By the graph of the pass that made them.
+    Graph([Tensor<B, 2>; 2]),
+    /// By a second pass over the batch, so many images at a time: one graph of that size at a time.
+    Again(Uploaded<B>, usize),
+}
+
+/// `0..n` in runs of `rows`.
+fn groups_of(n: usize, rows: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..n).step_by(rows).map(move |first| first..(first + rows).min(n))
+}
+
 impl<B: TrainAd> Trainer<B> {
     /// A trainer before its first step.
     pub fn new(
         model: VicReg<B>,
         optimizer: Optimizer<B>,
         schedule: Schedule,
-        loss: LossOptions,
-        input: Normalize,
-        precision: Precision,
+        method: Method,
         device: B::Device,
     ) -> Self {
         Self {
             model,
             optimizer,
             schedule,
-            loss,
-            input,
-            precision,
+            method,
             device,
             step: 0,
         }
@@ -139,31 +169,118 @@ impl<B: TrainAd> Trainer<B> {
         Uploaded::batch(batch, &self.device)
     }
 
-    /// One step on one batch of V = 2 views, phase by phase. Nothing here waits for the device.
-    pub fn train_step(&mut self, batch: Uploaded<B>) -> LateTerms {
+    /// One step on one batch of V = 2 views, phase by phase. Nothing here waits for the device. `watched`: whether to measure
+    /// what only logged steps do.
+    pub fn train_step(&mut self, batch: Uploaded<B>, watched: bool) -> LateTerms {
         // Phase 1, encode: each view alone, since its batch norms must see that view's statistics alone.
-        let (mut stats, mut stats_prime) = (Vec::new(), Vec::new());
-        let x = self.view(&batch, 0); // [N, 3, H, W]
-        let x_prime = self.view(&batch, 1);
-        drop(batch); // On the CPU, the slot goes back to the ring here.
-        let z = self.model.embed(x, &mut Mode::Train(&mut stats)); // [N, D]
-        let z_prime = self.model.embed(x_prime, &mut Mode::Train(&mut stats_prime));
+        let Encoded { h, mut stats, way_back } = self.encode(batch); // h, h': [N, C]
 
-        // Phase 2, loss and gradients on the whole batch, in f32; a gather over ranks would come between the phases.
+        // Phase 2, on the whole batch: expander, loss, in f32, and what the loss asks of h. A gather over ranks would come before it.
+        let [h, h_prime] = h.map(Tensor::require_grad);
+        let z = self.model.projector.forward(h.clone(), &mut Mode::Train(&mut stats[0])); // [N, D]
+        let z_prime = self
+            .model
+            .projector
+            .forward(h_prime.clone(), &mut Mode::Train(&mut stats[1]));
         let [z, z_prime] = [z, z_prime].map(|z| cast(z, DType::F32));
-        let terms = vicreg_loss(z, z_prime, &self.loss);
-        let gradients = GradientsParams::from_grads(terms.loss.backward(), &self.model);
+        let embeddings = watched.then(|| z.clone().inner());
+        let terms = vicreg_loss(z, z_prime, &self.method.loss);
+        let mut grads = terms.loss.backward();
+        let asked = [h, h_prime].map(|h| h.grad_remove(&mut grads).expect("the loss depends on both views")); // dL/dh: [N, C]
+        let mut gradients = GradientsAccumulator::new();
+        gradients.accumulate(&self.model, GradientsParams::from_grads(grads, &self.model));
+
+        // Phase 3, back through the encoder.
+        self.encoder_gradients(way_back, asked, &mut gradients);
 
         let lr = self.schedule.lr(self.step);
-        let model = self.optimizer.step(lr, self.model.clone(), gradients);
+        let mut update = watched.then(UpdateWatch::default);
+        let model = self
+            .optimizer
+            .step(lr, self.model.clone(), gradients.grads(), update.as_mut());
+        let [stats, stats_prime] = stats;
         self.model = model.update_running(&stats).update_running(&stats_prime);
         self.step += 1;
-        LateTerms::begin(self.step, lr, terms)
+        let watch = embeddings
+            .zip(update)
+            .map(|(embeddings, update)| StepWatch { embeddings, update });
+        LateTerms::begin(self.step, lr, terms, watch)
     }
 
-    /// One view of a batch as the network takes it, `[N, 3, H, W]`, in the type that it computes in.
-    fn view(&self, batch: &Uploaded<B>, view: usize) -> Tensor<B, 4> {
-        cast(batch.view(view, self.input), self.precision.dtype())
+    /// Phase 1: the representations of both views, cut off from the graph that made them.
+    fn encode(&self, batch: Uploaded<B>) -> Encoded<B> {
+        let mut stats: [Vec<BatchStats<B>>; 2] = Default::default();
+        let Some(rows) = self.method.micro_batch else {
+            let maps = [0, 1].map(|view| self.view(&batch, view, 0..batch.len())); // [N, 3, H, W]
+            drop(batch); // On the CPU, the slot goes back to the ring here.
+            let h: [_; 2] = std::array::from_fn(|view| {
+                let mode = &mut Mode::Train(&mut stats[view]);
+                self.model.backbone.forward(maps[view].clone(), mode)
+            });
+            return Encoded {
+                h: h.clone().map(Tensor::detach),
+                stats,
+                way_back: WayBack::Graph(h),
+            };
+        };
+        // Gradient caching (Gao, Zhang, Han, Callan, arXiv 2101.06983): without a graph now, once more with one in phase 3.
+        let encoder = self.model.backbone.valid();
+        let h = [0, 1].map(|view| {
+            let mut groups = Vec::new();
+            let h = groups_of(batch.len(), rows).map(|range| {
+                let mut stats = Vec::new();
+                let h = encoder.forward(self.view(&batch, view, range).inner(), &mut Mode::Train(&mut stats));
+                groups.push(stats);
+                h
+            });
+            let h = Tensor::from_inner(Tensor::cat(h.collect(), 0));
+            stats[view] = BatchStats::pool_layers(&groups)
+                .into_iter()
+                .map(BatchStats::from_inner)
+                .collect();
+            h
+        });
+        Encoded {
+            h,
+            stats,
+            way_back: WayBack::Again(batch, rows),
+        }
+    }
+
+    /// Phase 3: adds the encoder's gradients, given dL/dh of both views, `[N, C]` each: those of sum(h dL/dh), dL/dh fixed.
+    fn encoder_gradients(
+        &self,
+        way_back: WayBack<B>,
+        asked: [Tensor<B::InnerBackend, 2>; 2],
+        gradients: &mut GradientsAccumulator<VicReg<B>>,
+    ) {
+        let asked = asked.map(Tensor::<B, 2>::from_inner);
+        let mut add = |pull: Tensor<B, 1>| {
+            gradients.accumulate(&self.model, GradientsParams::from_grads(pull.backward(), &self.model));
+        };
+        match way_back {
+            WayBack::Graph(h) => {
+                // One view after the other: the first one's graph is gone before the second one's gradients come.
+                for (h, asked) in h.into_iter().zip(asked) {
+                    add((h * asked).sum());
+                }
+            }
+            WayBack::Again(batch, rows) => {
+                for (view, asked) in asked.into_iter().enumerate() {
+                    for range in groups_of(batch.len(), rows) {
+                        let x = self.view(&batch, view, range.clone());
+                        // These statistics were entered in phase 1.
+                        let h = self.model.backbone.forward(x, &mut Mode::Train(&mut Vec::new()));
+                        add((h * asked.clone().slice([range])).sum());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Images `rows` of one view as the network takes them, `[rows, 3, H, W]`, in the type that it computes in.
+    fn view(&self, batch: &Uploaded<B>, view: usize, rows: Range<usize>) -> Tensor<B, 4> {
+        cast(batch.rows(view, rows, self.method.input), self.method.precision.dtype())
     }
 
     /// Trains until the plan's end, its `stop_at`, or until `stop` is raised.
@@ -176,10 +293,10 @@ impl<B: TrainAd> Trainer<B> {
         stop: &AtomicBool,
         observer: &mut dyn Observer,
     ) -> Result<Outcome, LearnError> {
-        let mut late: VecDeque<(LateTerms, Mark)> = VecDeque::new();
+        let mut late: VecDeque<Pending> = VecDeque::new();
         let mut now = Mark::start(self.step);
         let mut logged = now;
-        let mut saved = None;
+        let mut health = Health::new(checkpoint::newest(run.path())?);
         let end = plan.stop_at.min(plan.total_steps);
         while self.step < end {
             let asked = Instant::now();
@@ -187,10 +304,11 @@ impl<B: TrainAd> Trainer<B> {
             now.waited += asked.elapsed();
             run.quarantine(self.step + 1, batch.rejects())?;
 
+            let keys = batch.keys().to_vec();
             let batch = self.upload(batch);
-            let terms = self.train_step(batch);
+            let terms = self.train_step(batch, plan.logs(self.step + 1));
             now = now.next(self.step);
-            late.push_back((terms, now));
+            late.push_back(Pending { terms, keys, done: now });
             observer.stepped(self.step);
 
             let stopping = stop.load(Ordering::Relaxed) || self.step == end;
@@ -198,9 +316,16 @@ impl<B: TrainAd> Trainer<B> {
             // Before anything is saved all metrics are in: no NaN state is ever kept as good.
             let may_be_out = if saving { 0 } else { B::RUN_AHEAD };
             while late.len() > may_be_out {
-                let Some((terms, done)) = late.pop_front() else { break };
+                let Some(Pending { terms, keys, done }) = late.pop_front() else {
+                    break;
+                };
                 let terms = terms.wait();
-                terms.check(&saved, run)?;
+                match health.look(&terms, &keys, feed.dataset(), run.path()) {
+                    Err(error @ LearnError::Collapsed { .. }) if plan.on_collapse == OnCollapse::Ignore => {
+                        observer.unhealthy(&error);
+                    }
+                    looked => looked?,
+                }
                 if plan.logs(terms.step) {
                     let metrics = terms.metrics(&logged, &done, plan);
                     run.log(&metrics)?;
@@ -209,9 +334,9 @@ impl<B: TrainAd> Trainer<B> {
                 }
             }
             if saving {
-                let path = self.save(feed, run, identity, plan)?;
+                let path = self.save(feed, run, identity, plan, &health)?;
                 observer.saved(self.step, &path);
-                saved = Some(path);
+                health.saved(&path);
             }
             if stopping {
                 break;
@@ -223,7 +348,14 @@ impl<B: TrainAd> Trainer<B> {
         })
     }
 
-    fn save(&self, feed: &Feed, run: &RunFolder, identity: &Identity, plan: &LoopPlan) -> Result<PathBuf, LearnError> {
+    fn save(
+        &self,
+        feed: &Feed,
+        run: &RunFolder,
+        identity: &Identity,
+        plan: &LoopPlan,
+        health: &Health,
+    ) -> Result<PathBuf, LearnError> {
         run.sync()?;
         let checkpoint = Checkpoint {
             state: CheckpointState::new(self.step, identity.clone(), feed.quarantine_state()),
@@ -233,7 +365,7 @@ impl<B: TrainAd> Trainer<B> {
         // The loss was read before the last update: what that update made is looked at here.
         let mut tensors = checkpoint.model.iter().chain(&checkpoint.optimizer);
         if let Some(broken) = tensors.find(|tensor| tensor.values.iter().any(|value| !value.is_finite())) {
-            let (step, name, last_good) = (self.step, broken.name.clone(), checkpoint::newest(run.path())?);
+            let (step, name, last_good) = (self.step, broken.name.clone(), health.last_good());
             return Err(LearnError::WeightsNotFinite { step, name, last_good });
         }
         // What was exported for the checkpoint, under torchvision's names.
@@ -264,72 +396,12 @@ fn next_batch(feed: &mut Feed, run: &mut RunFolder, step: u64) -> Result<Batch, 
     }
 }
 
-impl LateTerms {
-    /// Puts the reading of a step's terms behind it on the device.
-    fn begin<B: TrainAd>(step: u64, lr: f64, terms: LossTerms<B>) -> Self {
-        let LossTerms {
-            loss,
-            invariance,
-            variance,
-            covariance,
-            embedding_std,
-        } = terms;
-        // One small tensor, one copy.
-        let all = [loss, invariance, variance, covariance, embedding_std].map(Tensor::inner);
-        let read = B::InnerBackend::read_late(primitive(Tensor::cat(all.to_vec(), 0)));
-        Self { step, lr, read }
-    }
-
-    /// The terms on the host; waits for the step if it is not done yet.
-    pub fn wait(self) -> StepTerms {
-        let values = self.read.wait();
-        let [loss, invariance, variance, covariance, embedding_std] =
-            values[..].try_into().expect("as many values as were put together");
-        StepTerms {
-            step: self.step,
-            lr: self.lr,
-            loss,
-            invariance,
-            variance,
-            covariance,
-            embedding_std,
-        }
-    }
-}
-
-/// The terms of one step, on the host.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepTerms {
-    /// Steps done, this one included.
-    pub step: u64,
-    /// Learning rate of the step.
-    pub lr: f64,
-    /// lambda s + mu v + nu c.
-    pub loss: f64,
-    /// s.
-    pub invariance: f64,
-    /// v.
-    pub variance: f64,
-    /// c.
-    pub covariance: f64,
-    /// Standard deviation of an embedding dimension, mean over dimensions and branches.
-    pub embedding_std: f64,
-}
-
-impl StepTerms {
-    /// A loss that is not finite ends the run.
-    fn check(&self, saved: &Option<PathBuf>, run: &RunFolder) -> Result<(), LearnError> {
-        if self.loss.is_finite() {
-            return Ok(());
-        }
-        Err(LearnError::NotFinite {
-            step: self.step,
-            invariance: self.invariance,
-            variance: self.variance,
-            covariance: self.covariance,
-            last_good: saved.clone().or_else(|| checkpoint::newest(run.path()).ok()?),
-        })
-    }
+/// A step whose terms are on their way.
+struct Pending {
+    terms: LateTerms,
+    /// The samples of its batch.
+    keys: Vec<SampleKey>,
+    done: Mark,
 }
 
 impl LoopPlan {
@@ -371,6 +443,8 @@ impl StepTerms {
     fn metrics(&self, before: &Mark, done: &Mark, plan: &LoopPlan) -> Metrics {
         let seconds = (done.at - before.at).as_secs_f64();
         let steps = (done.step - before.step) as f64;
+        let watched = self.watched.as_ref();
+        let trust = |at: usize| watched.and_then(|watched| watched.trust).map(|trust| trust[at]);
         Metrics {
             step: self.step,
             epoch: self.step as f64 / plan.steps_per_epoch as f64,
@@ -380,6 +454,13 @@ impl StepTerms {
             covariance: self.covariance,
             lr: self.lr,
             embedding_std: self.embedding_std,
+            embedding_std_min: self.embedding_std_min,
+            effective_rank: watched.map(|watched| watched.effective_rank),
+            correlation: watched.map(|watched| watched.correlation),
+            grad_norm: watched.map(|watched| watched.grad_norm),
+            trust_min: trust(0),
+            trust_median: trust(1),
+            trust_max: trust(2),
             images_per_s: f64::from(plan.batch_size) * steps / seconds,
             step_ms: 1e3 * seconds / steps,
             feed_wait_ms: 1e3 * (done.waited - before.waited).as_secs_f64() / steps,

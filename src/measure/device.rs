@@ -13,7 +13,7 @@ use crate::learn::optim::{Optimizer, OptimizerKind, OptimizerOptions};
 use crate::learn::options::Precision;
 use crate::learn::resnet::{ResNetOptions, Stem};
 use crate::learn::schedule::{Schedule, ScheduleOptions};
-use crate::learn::trainer::Trainer;
+use crate::learn::trainer::{Method, Trainer};
 use crate::learn::vicreg::LossOptions;
 use burn::tensor::TensorData;
 use bytes::Bytes;
@@ -146,9 +146,12 @@ fn trainer<B: TrainAd>(kind: OptimizerKind, rate: f64, precision: Precision, dev
         VicReg::new(&encoder, &expander, 1, device),
         Optimizer::new(optimizer),
         schedule,
-        LossOptions::default(),
-        BY,
-        precision,
+        Method {
+            loss: LossOptions::default(),
+            input: BY,
+            precision,
+            micro_batch: None,
+        },
         device.clone(),
     )
 }
@@ -157,7 +160,7 @@ fn trainer<B: TrainAd>(kind: OptimizerKind, rate: f64, precision: Precision, dev
 fn losses<B: TrainAd>(mut trainer: Trainer<B>, steps: u32, device: &B::Device) -> Vec<f64> {
     let step = |step| {
         let batch = Uploaded::new(images(step % 8), 2, SIDE, device);
-        trainer.train_step(batch).wait().loss
+        trainer.train_step(batch, false).wait().loss
     };
     (0..steps).map(step).collect()
 }

@@ -10,7 +10,8 @@ use crate::feed::Feed;
 use crate::learn::input::Uploaded;
 use crate::learn::ops::TrainAd;
 use crate::learn::options::Precision;
-use crate::learn::trainer::{LateTerms, Trainer};
+use crate::learn::trainer::Trainer;
+use crate::learn::watch::LateTerms;
 use burn::tensor::{Distribution, Tensor, backend::Backend};
 use bytes::Bytes;
 use serde::Serialize;
@@ -73,12 +74,12 @@ pub fn step<B: TrainAd>(
     let mut pace = Pace::default();
     // Kernels are compiled and chosen in the first steps, buffers get their sizes in the second.
     for _ in 0..3 {
-        pace.push::<B>(trainer.train_step(batch.clone()));
+        pace.push::<B>(trainer.train_step(batch.clone(), false));
     }
     pace.finish();
     let (cpu, start, mut steps) = (CpuTimes::now(), Instant::now(), 0);
     while steps == 0 || start.elapsed() < time {
-        pace.push::<B>(trainer.train_step(batch.clone()));
+        pace.push::<B>(trainer.train_step(batch.clone(), false));
         steps += 1;
     }
     pace.finish();
@@ -194,7 +195,7 @@ pub fn together<B: TrainAd>(
         let batch = feed.next()?.ok_or(MeasureError::PassEnded)?;
         let (waited, images) = (asked.elapsed(), batch.len());
         let batch = trainer.upload(batch);
-        pace.push::<B>(trainer.train_step(batch));
+        pace.push::<B>(trainer.train_step(batch, false));
         Ok((images, waited))
     };
     for _ in 0..3 {

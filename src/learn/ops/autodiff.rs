@@ -3,10 +3,11 @@
 //! The graph keeps what the closed forms need and nothing else; a gradient that nobody asks for (the images') is never
 //! computed.
 
-use super::{ConvArgs, LateRead, NormSaved, Normed, TrainOps};
+use super::{ConvArgs, LateRead, NormSaved, Normed, TrainOps, primitive, tensor};
 use crate::learn::input::{Normalize, Pixels};
+use crate::learn::vicreg::{LossOptions, LossTerms, closed_form};
 use burn::tensor::{
-    DType,
+    DType, Tensor,
     backend::AutodiffBackend,
     ops::{FloatTensor, IntTensor},
 };
@@ -81,6 +82,24 @@ impl<B: TrainOps, C: CheckpointStrategy> TrainOps for Autodiff<B, C> {
         }
     }
 
+    fn vicreg(z: FloatTensor<Self>, z_prime: FloatTensor<Self>, options: &LossOptions) -> LossTerms<Self> {
+        let nodes = [z.node, z_prime.node];
+        let compute = |gradients| closed_form::<B>(tensor(z.primitive), tensor(z_prime.primitive), options, gradients);
+        let (loss, closed) = match VicregBackward.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                // The gradient at once: what it needs is then free again, instead of waiting for the backward pass.
+                let mut closed = compute(true);
+                let gradients = closed.gradients.take().expect("asked for just now").map(primitive);
+                (prep.finish(gradients, primitive(closed.loss.clone())), closed)
+            }
+            OpsKind::UnTracked(prep) => {
+                let closed = compute(false);
+                (prep.finish(primitive(closed.loss.clone())), closed)
+            }
+        };
+        LossTerms::from_inner(closed.into(), tensor(loss))
+    }
+
     fn pooled_type(dtype: DType) -> DType {
         B::pooled_type(dtype)
     }
@@ -103,6 +122,24 @@ impl<B: TrainOps, C: CheckpointStrategy> TrainOps for Autodiff<B, C> {
 
     fn read_late(values: FloatTensor<Self>) -> LateRead {
         B::read_late(values.primitive)
+    }
+}
+
+#[derive(Debug)]
+struct VicregBackward;
+
+impl<B: TrainOps> Backward<B, 2> for VicregBackward {
+    /// dL/dZ and dL/dZ'.
+    type State = [FloatTensor<B>; 2];
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
+        let grad: Tensor<B, 1> = tensor(grads.consume::<B>(&ops.node));
+        for (parent, gradient) in ops.parents.into_iter().zip(ops.state) {
+            if let Some(node) = parent {
+                let gradient: Tensor<B, 2> = tensor(gradient);
+                register::<B>(grads, node.id, primitive(gradient * grad.clone().unsqueeze()));
+            }
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Training operations of our own: convolution, and batch norm fused with what follows it.
+//! Training operations of our own: convolution, batch norm fused with what follows it, and the loss.
 //!
 //! In and out: burn's float primitives. Default bodies are stock burn operations, so that any backend trains; `flex` (the
 //! CPU) overrides them with kernels, because stock batch norm and weight gradients would cost three quarters of a step
@@ -17,6 +17,7 @@ mod gather;
 mod gpu;
 
 use super::input::{self, Normalize, Pixels};
+use super::vicreg::{LossOptions, LossTerms, closed_form};
 use burn::tensor::{
     DType, FloatDType, Tensor, TensorMetadata, TensorPrimitive,
     backend::{AutodiffBackend, Backend},
@@ -149,6 +150,11 @@ pub trait TrainOps: Backend {
         relu: bool,
     ) -> FloatTensor<Self> {
         defaults::affine::<Self>(x, scale, shift, residual, relu)
+    }
+
+    /// The VICReg loss of embeddings `[N, D]`, in closed form; see [`crate::learn::vicreg`].
+    fn vicreg(z: FloatTensor<Self>, z_prime: FloatTensor<Self>, options: &LossOptions) -> LossTerms<Self> {
+        closed_form::<Self>(tensor(z), tensor(z_prime), options, false).into()
     }
 
     /// The type in which a max-pool of maps of type `dtype` is taken.

@@ -5,21 +5,20 @@
 //! then momentum on q (g + wd p); where either norm is 0, on g alone, without decay.
 //! Both leave parameters with one dimension alone. The ratio stays a tensor: nothing waits for the device.
 
-use super::{LarsVariant, OptimizerOptions};
+use super::{LarsVariant, OptimizerOptions, sum_of_squares};
 use burn::tensor::{Tensor, backend::Backend};
 
 /// Keeps solo-learn's denominator from 0.
 const SOLO_EPS: f64 = 1e-8;
 
-/// The scaled gradient, `[n]`. `rows` is `None` for a parameter that is neither decayed nor scaled.
+/// The scaled gradient, `[n]`, and the trust ratio q, `[1]`, of a parameter of so many rows.
 pub(super) fn direction<B: Backend>(
     options: &OptimizerOptions,
     lr: f64,
     p: &Tensor<B, 1>,
     g: Tensor<B, 1>,
-    rows: Option<usize>,
-) -> Tensor<B, 1> {
-    let Some(rows) = rows else { return g };
+    rows: usize,
+) -> (Tensor<B, 1>, Tensor<B, 1>) {
     let (eta, wd) = (options.trust, options.weight_decay);
     let p_norm = norm(p, rows); // [1]
     match options.variant {
@@ -28,7 +27,7 @@ pub(super) fn direction<B: Backend>(
             let g_norm = norm(&g, rows);
             let none = is_zero(&p_norm).bool_or(is_zero(&g_norm));
             let q = (p_norm * eta / g_norm).mask_fill(none, 1.0); // [1]
-            g * q
+            (g * q.clone(), q)
         }
         LarsVariant::Solo => {
             let g_norm = norm(&g, rows);
@@ -38,15 +37,13 @@ pub(super) fn direction<B: Backend>(
             let q = if options.clip { (q / lr).clamp_max(1.0) } else { q };
             let decay = q.clone() * wd;
             let (q, decay) = (q.mask_fill(none.clone(), 1.0), decay.mask_fill(none, 0.0));
-            g * q + p.clone() * decay // q (g + wd p)
+            (g * q.clone() + p.clone() * decay, q) // q (g + wd p)
         }
     }
 }
 
-/// Euclidean norm, `[1]`. Row sums first: flex splits one very long sum among its threads in an order that is not fixed.
 fn norm<B: Backend>(x: &Tensor<B, 1>, rows: usize) -> Tensor<B, 1> {
-    let n = x.dims()[0];
-    x.clone().square().reshape([rows, n / rows]).sum_dim(1).sum().sqrt()
+    sum_of_squares(x, rows).sqrt()
 }
 
 fn is_zero<B: Backend>(x: &Tensor<B, 1>) -> Tensor<B, 1, burn::tensor::Bool> {

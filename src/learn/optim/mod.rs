@@ -57,13 +57,20 @@ impl<B: AutodiffBackend> Optimizer<B> {
         }
     }
 
-    /// One step at rate `lr`. Parameters without a gradient in `grads` stay as they are.
-    pub fn step<M: AutodiffModule<B>>(&mut self, lr: f64, model: M, grads: GradientsParams) -> M {
+    /// One step at rate `lr`. Parameters without a gradient in `grads` stay as they are. `watch` is told what happens.
+    pub fn step<M: AutodiffModule<B>>(
+        &mut self,
+        lr: f64,
+        model: M,
+        grads: GradientsParams,
+        watch: Option<&mut UpdateWatch<B::InnerBackend>>,
+    ) -> M {
         model.map(&mut Step {
             optimizer: self,
             lr,
             grads,
             path: Path::default(),
+            watch,
         })
     }
 
@@ -75,8 +82,12 @@ impl<B: AutodiffBackend> Optimizer<B> {
         shape: &[usize],
         p: Tensor<B::InnerBackend, 1>,
         g: Tensor<B::InnerBackend, 1>,
+        watch: &mut Option<&mut UpdateWatch<B::InnerBackend>>,
     ) -> Tensor<B::InnerBackend, 1> {
         let rows = (shape.len() > 1).then(|| shape[0]);
+        if let Some(watch) = watch {
+            watch.squares.push(sum_of_squares(&g, rows.unwrap_or(1)));
+        }
         let memory = self.memory.remove(&name).map(|memory| memory.rule);
         let (p, rule) = match self.options.kind {
             OptimizerKind::Lars | OptimizerKind::Sgd => {
@@ -84,8 +95,15 @@ impl<B: AutodiffBackend> Optimizer<B> {
                     Some(RuleMemory::Momentum(momentum)) => Some(momentum),
                     _ => None,
                 };
-                let g = match self.options.kind {
-                    OptimizerKind::Lars => lars::direction(&self.options, lr, &p, g, rows),
+                let g = match (self.options.kind, rows) {
+                    (OptimizerKind::Lars, None) => g,
+                    (OptimizerKind::Lars, Some(rows)) => {
+                        let (g, ratio) = lars::direction(&self.options, lr, &p, g, rows);
+                        if let Some(watch) = watch {
+                            watch.ratios.push(ratio);
+                        }
+                        g
+                    }
                     _ => sgd::direction(&self.options, &p, g, rows),
                 };
                 let (p, momentum) = sgd::descend(self.options.momentum, lr, p, g, momentum);
@@ -104,6 +122,30 @@ impl<B: AutodiffBackend> Optimizer<B> {
         self.memory.insert(name, Memory { shape, rule });
         p
     }
+}
+
+/// What an update was made of, for the log. Every tensor is `[1]`, on the device.
+#[derive(Clone, Debug)]
+pub struct UpdateWatch<B: Backend> {
+    /// Sum of the squares of each parameter's gradient, before decay and scaling.
+    pub squares: Vec<Tensor<B, 1>>,
+    /// LARS: the factor of each scaled parameter's gradient.
+    pub ratios: Vec<Tensor<B, 1>>,
+}
+
+impl<B: Backend> Default for UpdateWatch<B> {
+    fn default() -> Self {
+        Self {
+            squares: Vec::new(),
+            ratios: Vec::new(),
+        }
+    }
+}
+
+/// Sum of squares, `[1]`. Row sums first: flex splits one very long sum among its threads in an order that is not fixed.
+fn sum_of_squares<B: Backend>(x: &Tensor<B, 1>, rows: usize) -> Tensor<B, 1> {
+    let n = x.dims()[0];
+    x.clone().square().reshape([rows, n / rows]).sum_dim(1).sum()
 }
 
 /// Where a walk through a model is: the names of the fields and indices entered.
@@ -130,6 +172,7 @@ struct Step<'a, B: AutodiffBackend> {
     lr: f64,
     grads: GradientsParams,
     path: Path,
+    watch: Option<&'a mut UpdateWatch<B::InnerBackend>>,
 }
 
 impl<B: AutodiffBackend> ModuleMapper<B> for Step<'_, B> {
@@ -152,7 +195,9 @@ impl<B: AutodiffBackend> ModuleMapper<B> for Step<'_, B> {
         let n = value.shape().num_elements();
         // Flat, so that one rule serves every rank; a transposed gradient is laid out in order here, once.
         let (p, g) = (value.reshape([n]), grad.reshape([n]));
-        let p = self.optimizer.update(self.lr, self.path.name(), &shape, p, g);
+        let p = self
+            .optimizer
+            .update(self.lr, self.path.name(), &shape, p, g, &mut self.watch);
         let value = Tensor::from_inner(p.reshape(shape)).require_grad();
         Param::from_mapped_value(id, value, mapper)
     }

@@ -82,7 +82,7 @@ fn assert_case(name: &str, options: OptimizerOptions) {
     let mut model = toy(&fixture.start);
     for (step, (&lr, expected)) in case.rates.iter().zip(&case.after).enumerate() {
         let grads = gradients(&model, &fixture.gradients[step]);
-        model = optimizer.step(lr, model, grads);
+        model = optimizer.step(lr, model, grads, None);
         for (field, found) in values(&model) {
             for (f, e) in found.iter().zip(&expected[field]) {
                 let tolerance = 1e-6 * e.abs().max(1.0);
@@ -150,7 +150,7 @@ fn a_loaded_state_continues_bit_for_bit() {
     let run = |optimizer: &mut Optimizer<Ad>, model: Toy<Ad>, steps: std::ops::Range<usize>| {
         steps.fold(model, |model, step| {
             let grads = gradients(&model, &fixture.gradients[step]);
-            optimizer.step(0.1, model, grads)
+            optimizer.step(0.1, model, grads, None)
         })
     };
     for options in [lars(LarsVariant::Official, 0.1, false), sgd(0.9, 1e-2), adamw()] {
@@ -177,7 +177,7 @@ fn loading_is_strict() {
     let mut optimizer = Optimizer::<Ad>::new(adamw());
     assert_eq!(optimizer.load_state(&model, vec![]), Ok(()));
     let grads = gradients(&model, &fixture.gradients[0]);
-    let model = optimizer.step(0.1, model, grads);
+    let model = optimizer.step(0.1, model, grads, None);
     let good = optimizer.state();
     assert_eq!(good.len(), 12);
     assert_eq!(optimizer.load_state(&model, good.clone()), Ok(()));
@@ -230,7 +230,7 @@ fn loading_is_strict() {
     let sgd_state = {
         let mut other = Optimizer::<Ad>::new(sgd(0.9, 0.0));
         let grads = gradients(&model, &fixture.gradients[0]);
-        other.step(0.1, model.clone(), grads);
+        other.step(0.1, model.clone(), grads, None);
         other.state()
     };
     assert!(matches!(
@@ -245,7 +245,7 @@ fn a_parameter_without_a_gradient_stays() {
     let model = toy(&fixture.start);
     let before = values(&model);
     let mut optimizer = Optimizer::<Ad>::new(adamw());
-    let model = optimizer.step(0.1, model, GradientsParams::new());
+    let model = optimizer.step(0.1, model, GradientsParams::new(), None);
     assert_eq!(before, values(&model));
     assert!(optimizer.state().is_empty());
 }
