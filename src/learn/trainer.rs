@@ -24,7 +24,7 @@ use super::optim::{Optimizer, UpdateWatch};
 use super::options::{OnCollapse, Precision};
 use super::run::{Identity, Metrics, RunFolder};
 use super::schedule::Schedule;
-use super::vicreg::{LossOptions, vicreg_loss};
+use super::vicreg::{LossOptions, LossTerms, vicreg_loss};
 use super::watch::{LateTerms, StepTerms, StepWatch};
 use super::weights::{self, NamedTensor};
 use crate::data::{SampleKey, store};
@@ -101,6 +101,16 @@ pub enum Outcome {
     },
 }
 
+/// What a batch gives before anything is updated.
+struct Computed<B: TrainAd> {
+    terms: LossTerms<B>,
+    /// View 1's, `[N, D]`.
+    embeddings: Tensor<B::InnerBackend, 2>,
+    gradients: GradientsParams,
+    /// What each batch norm saw, view by view.
+    stats: [Vec<BatchStats<B>>; 2],
+}
+
 /// Representations of both views, and the way back to the encoder's weights.
 struct Encoded<B: TrainAd> {
     /// h and h', `[N, C]` each, without a graph.
@@ -169,42 +179,51 @@ impl<B: TrainAd> Trainer<B> {
         Uploaded::batch(batch, &self.device)
     }
 
-    /// One step on one batch of V = 2 views, phase by phase. Nothing here waits for the device. `watched`: whether to measure
-    /// what only logged steps do.
+    /// One step on one batch of V = 2 views. Nothing here waits for the device. `watched`: whether to measure what only logged
+    /// steps do.
     pub fn train_step(&mut self, batch: Uploaded<B>, watched: bool) -> LateTerms {
+        let Computed {
+            terms,
+            embeddings,
+            gradients,
+            stats: [stats, stats_prime],
+        } = self.gradients(batch);
+
+        let lr = self.schedule.lr(self.step);
+        let mut update = watched.then(UpdateWatch::default);
+        let model = self.optimizer.step(lr, self.model.clone(), gradients, update.as_mut());
+        self.model = model.update_running(&stats).update_running(&stats_prime);
+        self.step += 1;
+        let watch = update.map(|update| StepWatch { embeddings, update });
+        LateTerms::begin(self.step, lr, terms, watch)
+    }
+
+    /// Loss and gradients of a batch, phase by phase.
+    fn gradients(&self, batch: Uploaded<B>) -> Computed<B> {
         // Phase 1, encode: each view alone, since its batch norms must see that view's statistics alone.
         let Encoded { h, mut stats, way_back } = self.encode(batch); // h, h': [N, C]
 
-        // Phase 2, on the whole batch: expander, loss, in f32, and what the loss asks of h. A gather over ranks would come before it.
-        let [h, h_prime] = h.map(Tensor::require_grad);
-        let z = self.model.projector.forward(h.clone(), &mut Mode::Train(&mut stats[0])); // [N, D]
-        let z_prime = self
-            .model
-            .projector
-            .forward(h_prime.clone(), &mut Mode::Train(&mut stats[1]));
-        let [z, z_prime] = [z, z_prime].map(|z| cast(z, DType::F32));
-        let embeddings = watched.then(|| z.clone().inner());
+        // Phase 2, on the whole batch: expander, loss in f32, and what the loss asks of h. A gather over ranks would come before it.
+        let h = h.map(Tensor::require_grad);
+        let [z, z_prime] = std::array::from_fn(|view| {
+            let mode = &mut Mode::Train(&mut stats[view]);
+            cast(self.model.projector.forward(h[view].clone(), mode), DType::F32) // [N, D]
+        });
+        let embeddings = z.clone().inner();
         let terms = vicreg_loss(z, z_prime, &self.method.loss);
         let mut grads = terms.loss.backward();
-        let asked = [h, h_prime].map(|h| h.grad_remove(&mut grads).expect("the loss depends on both views")); // dL/dh: [N, C]
+        let asked = h.map(|h| h.grad_remove(&mut grads).expect("the loss depends on both views")); // dL/dh: [N, C]
         let mut gradients = GradientsAccumulator::new();
         gradients.accumulate(&self.model, GradientsParams::from_grads(grads, &self.model));
 
         // Phase 3, back through the encoder.
         self.encoder_gradients(way_back, asked, &mut gradients);
-
-        let lr = self.schedule.lr(self.step);
-        let mut update = watched.then(UpdateWatch::default);
-        let model = self
-            .optimizer
-            .step(lr, self.model.clone(), gradients.grads(), update.as_mut());
-        let [stats, stats_prime] = stats;
-        self.model = model.update_running(&stats).update_running(&stats_prime);
-        self.step += 1;
-        let watch = embeddings
-            .zip(update)
-            .map(|(embeddings, update)| StepWatch { embeddings, update });
-        LateTerms::begin(self.step, lr, terms, watch)
+        Computed {
+            terms,
+            embeddings,
+            gradients: gradients.grads(),
+            stats,
+        }
     }
 
     /// Phase 1: the representations of both views, cut off from the graph that made them.
@@ -467,3 +486,6 @@ impl StepTerms {
         }
     }
 }
+
+#[cfg(test)]
+mod micro_batch;

@@ -95,14 +95,46 @@ fn value_and_gradient_are_pytorchs() {
     }
 }
 
+/// The gradient in plain loops over f64: with Zc centred, dL/dZ = 2 lambda (Z - Z') / (N D)
+/// - mu' Zc / (D (N-1) std) where std < gamma + nu 4/D (G Zc / (N-1)^2 - Var Zc / (N-1)), G = Zc Zc^T.
+fn by_hand(z: &[f64], other: &[f64], n: usize, d: usize, options: &LossOptions) -> Vec<f64> {
+    let (nf, df) = (n as f64, d as f64);
+    let mu = match options.kind {
+        LossKind::Official => options.variance / 2.0,
+        LossKind::Paper => options.variance,
+    };
+    let mean: Vec<f64> = (0..d).map(|j| (0..n).map(|i| z[i * d + j]).sum::<f64>() / nf).collect();
+    let zc: Vec<f64> = z.iter().enumerate().map(|(at, x)| x - mean[at % d]).collect();
+    let var: Vec<f64> = (0..d)
+        .map(|j| (0..n).map(|i| zc[i * d + j].powi(2)).sum::<f64>() / (nf - 1.0))
+        .collect();
+    let gram = |i: usize, k: usize| (0..d).map(|j| zc[i * d + j] * zc[k * d + j]).sum::<f64>();
+    let gram: Vec<f64> = (0..n * n).map(|at| gram(at / n, at % n)).collect();
+    (0..n * d)
+        .map(|at| {
+            let (i, j) = (at / d, at % d);
+            let std = (var[j] + EPS).sqrt();
+            let s = 2.0 * (z[at] - other[at]) / (nf * df);
+            let v = if std < GAMMA {
+                -zc[at] / (df * (nf - 1.0) * std)
+            } else {
+                0.0
+            };
+            let g_zc: f64 = (0..n).map(|k| gram[i * n + k] * zc[k * d + j]).sum();
+            let c = 4.0 / df * (g_zc / (nf - 1.0).powi(2) - var[j] * zc[at] / (nf - 1.0));
+            options.invariance * s + mu * v + options.covariance * c
+        })
+        .collect()
+}
+
 /// The loss as the paper writes it, left to burn's autodiff: what the closed form is tested against. In the type of `z`.
 fn plain<B: Backend>(z: Tensor<B, 2>, other: Tensor<B, 2>, options: &LossOptions) -> Tensor<B, 1> {
     let [n, d] = z.dims();
-    let s = (z.clone() - other.clone()).square().mean();
+    let s = (z.clone() - other.clone()).square().sum() / (n * d) as f64;
     let branch = |z: Tensor<B, 2>| {
-        let centred = z.clone() - z.mean_dim(0);
+        let centred = z.clone() - z.sum_dim(0) / n as f64;
         let var = centred.clone().square().sum_dim(0) / (n - 1) as f64;
-        let v = relu(-(var + EPS).sqrt() + GAMMA).mean();
+        let v = relu(-(var + EPS).sqrt() + GAMMA).sum() / d as f64;
         let cov = centred.clone().transpose().matmul(centred) / (n - 1) as f64;
         let off = -cast(Tensor::<B, 2>::eye(d, &cov.device()), cov.dtype()) + 1.0;
         (v, (cov * off).square().sum() / d as f64)
@@ -198,9 +230,9 @@ fn uneven(kind: LossKind) -> LossOptions {
     }
 }
 
-/// In f64 both matrices give what autodiff gives; only the dual's subtraction costs digits.
+/// In f64 both matrices give what loops by hand give, and what autodiff gives.
 #[test]
-fn closed_form_is_autodiff_in_float64() {
+fn closed_form_is_exact_in_float64() {
     for (name, n, d, a, b) in pairs() {
         for kind in BOTH {
             let options = uneven(kind);
@@ -211,9 +243,15 @@ fn closed_form_is_autodiff_in_float64() {
                     (found / loss - 1.0).abs() < 1e-12,
                     "{name} {form:?}: {found} for {loss}"
                 );
-                for (found, expected) in closed.iter().zip(&gradients) {
-                    let off = worst(found, expected);
-                    assert!(off < 1e-12, "{name} {kind:?} {form:?}: gradient off by {off:e}");
+                let hand = [by_hand(&a, &b, n, d, &options), by_hand(&b, &a, n, d, &options)];
+                for ((found, expected), hand) in closed.iter().zip(&gradients).zip(&hand) {
+                    let (off, off_hand) = (worst(found, expected), worst(found, hand));
+                    assert!(
+                        off_hand < 1e-13,
+                        "{name} {kind:?} {form:?}: gradient off by {off_hand:e}"
+                    );
+                    // burn's autodiff rounds its own constants to f32, such as the 1/N of a division.
+                    assert!(off < 2e-7, "{name} {kind:?} {form:?}: gradient off autodiff by {off:e}");
                 }
             }
         }
@@ -277,7 +315,7 @@ fn the_dual_is_taken_only_where_it_keeps_its_digits() {
         ..Default::default()
     };
     let off = |n: usize, d: usize, form: Form| {
-        let noise = |at: usize| 0.01 * draw(&mut Philox::new(5, Domain::Init, d as u32, at as u64, 0));
+        let noise = |at: usize| 0.001 * draw(&mut Philox::new(5, Domain::Init, d as u32, at as u64, 0));
         let z: Vec<f64> = whitened(n, d).iter().enumerate().map(|(at, z)| z + noise(at)).collect();
         let narrow: Vec<f32> = z.iter().map(|&z| z as f32).collect();
         let z: Vec<f64> = narrow.iter().map(|&z| z.into()).collect();
@@ -296,15 +334,14 @@ fn the_dual_is_taken_only_where_it_keeps_its_digits() {
         (Form::of(n, 2 * (n - 1)), Form::of(n, 2 * (n - 1) - 1)),
         (Form::Dual, Form::Primal)
     );
-    let (value, gradient) = off(n, 2 * (n - 1), Form::Dual); // The bound itself: each direction twice.
-    assert!(value < 1e-6 && gradient < 2e-6, "{value:e} {gradient:e}");
+    // The bound itself: each direction twice.
+    let (value, gradient) = off(n, 2 * (n - 1), Form::Dual);
+    assert!(value < 1e-6 && gradient < 1e-5, "{value:e} {gradient:e}");
+    // What the loss is made of is near rounding itself: the gradient has no more digits in either form.
     let (value, gradient) = off(n, n - 1, Form::of(n, n - 1));
-    assert!(value < 1e-5 && gradient < 1e-5, "{value:e} {gradient:e}");
-    let (value, gradient) = off(n, n - 1, Form::Dual);
-    assert!(
-        value > 1e-4 || gradient > 1e-4,
-        "no longer the worst case: {value:e} {gradient:e}"
-    );
+    assert!(value < 1e-5 && gradient < 3e-4, "{value:e} {gradient:e}");
+    let (value, _) = off(n, n - 1, Form::Dual);
+    assert!(value > 1e-2, "no longer the worst case: {value:e}");
 }
 
 #[test]
