@@ -31,6 +31,11 @@ fn options_that_contradict_each_other() {
     let world = World::new();
     for (set, expected) in [
         ("train.batch_size=1", "train.batch_size"),
+        ("train.micro_batch=5", "divide train.batch_size = 16"),
+        ("train.micro_batch=1", "train.micro_batch"),
+        ("loss.covariance=nan", "loss.covariance"),
+        ("loss.invariance=inf", "loss.invariance"),
+        ("schedule.base_lr=nan", "schedule.base_lr"),
         ("optimizer.clip=true", "optimizer.clip"),
         ("expander.dims=[0]", "expander.dims"),
         ("loss.variance=-1.0", "loss.variance"),

@@ -394,3 +394,25 @@ fn a_dry_run_says_the_plan_and_writes_nothing() {
     }
     assert!(!world.path("run").exists());
 }
+
+#[test]
+fn gradient_caching_resumes_bit_for_bit_and_is_part_of_the_run() {
+    let world = World::new();
+    let micro = [
+        "train",
+        "tiny.toml",
+        "--set",
+        "train.micro_batch=4",
+        "--set",
+        "eval.knn_at_end=false",
+    ];
+    world.ok(&[&micro[..], &["--out", "whole"]].concat());
+    world.ok(&[&micro[..], &["--out", "parts", "--max-steps", "9"]].concat());
+    let error = world.refused(&["train", "tiny.toml", "--out", "parts"]);
+    assert!(error.contains("train.micro_batch"), "{error}");
+    world.ok(&[&micro[..], &["--out", "parts"]].concat());
+    assert_eq!(world.weights("whole", 24), world.weights("parts", 24));
+    assert_eq!(world.metrics("whole"), world.metrics("parts"));
+    world.ok(&["train", "tiny.toml", "--out", "usual", "--set", "eval.knn_at_end=false"]);
+    assert_ne!(world.weights("whole", 24), world.weights("usual", 24));
+}

@@ -120,7 +120,7 @@ fn begin(prepared: &Prepared, run: &RunFolder, plan: &LoopPlan) -> Result<(), Cl
         Start::Checkpoint(_) if RunFolder::identity(run.path())?.is_some() => run.write_recipe(&recipe)?,
         Start::Checkpoint(path) => {
             // Another run's: it becomes this run's first, before there is a run that would begin at step 0 without it.
-            Checkpoint::load(path)?.save(run.path(), plan.keep_checkpoints)?;
+            Checkpoint::load(path)?.save(run.path(), plan.keep_checkpoints, None)?;
             run.begin(&prepared.identity, &recipe)?;
         }
         Start::Fresh => run.begin(&prepared.identity, &recipe)?,

@@ -53,8 +53,9 @@ impl CheckpointState {
 }
 
 impl Checkpoint {
-    /// Writes the checkpoint into a run folder (temporary folder, fsync, rename) and removes all but the newest `keep`.
-    pub fn save(&self, run: &Path, keep: usize) -> Result<PathBuf, LearnError> {
+    /// Writes the checkpoint into a run folder (temporary folder, fsync, rename) and removes all but the newest `keep` and the one
+    /// that is `spared`.
+    pub fn save(&self, run: &Path, keep: usize, spared: Option<&Path>) -> Result<PathBuf, LearnError> {
         let path = run.join("checkpoints").join(format!("step-{:08}", self.state.step));
         let state = serde_json::to_vec_pretty(&self.state).expect("a state is plain JSON");
         let bytes = |tensors: &[NamedTensor]| {
@@ -71,8 +72,9 @@ impl Checkpoint {
             std::fs::write(&file, bytes).map_err(|source| LearnError::io("write", &file, source))?;
         }
         pending.commit()?;
-        for old in list(run)?.iter().rev().skip(keep) {
-            std::fs::remove_dir_all(&old.1).map_err(|source| LearnError::io("remove", &old.1, source))?;
+        let old = list(run)?.into_iter().rev().skip(keep).map(|(_, path)| path);
+        for old in old.filter(|old| Some(old.as_path()) != spared) {
+            std::fs::remove_dir_all(&old).map_err(|source| LearnError::io("remove", &old, source))?;
         }
         Ok(path)
     }

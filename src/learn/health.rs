@@ -93,8 +93,8 @@ impl Health {
     }
 
     /// The newest checkpoint that was saved in good health.
-    pub fn last_good(&self) -> Option<PathBuf> {
-        self.healthy.clone()
+    pub fn last_good(&self) -> Option<&Path> {
+        self.healthy.as_deref()
     }
 }
 

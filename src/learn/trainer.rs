@@ -384,7 +384,8 @@ impl<B: TrainAd> Trainer<B> {
         // The loss was read before the last update: what that update made is looked at here.
         let mut tensors = checkpoint.model.iter().chain(&checkpoint.optimizer);
         if let Some(broken) = tensors.find(|tensor| tensor.values.iter().any(|value| !value.is_finite())) {
-            let (step, name, last_good) = (self.step, broken.name.clone(), health.last_good());
+            let (step, name) = (self.step, broken.name.clone());
+            let last_good = health.last_good().map(PathBuf::from);
             return Err(LearnError::WeightsNotFinite { step, name, last_good });
         }
         // What was exported for the checkpoint, under torchvision's names.
@@ -398,7 +399,7 @@ impl<B: TrainAd> Trainer<B> {
             .expect("a module's parameters have names of their own");
         // The encoder first: a checkpoint at the last step says that everything else is there.
         store::write_bytes(&run.path().join("encoder.safetensors"), &encoder)?;
-        checkpoint.save(run.path(), plan.keep_checkpoints)
+        checkpoint.save(run.path(), plan.keep_checkpoints, health.last_good())
     }
 }
 

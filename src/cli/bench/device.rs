@@ -67,6 +67,6 @@ impl Task for Checks {
     type Output = Vec<Finding>;
 
     fn run<B: TrainAd>(self, device: B::Device) -> Vec<Finding> {
-        check::<B>(&device, self.0)
+        check::<B>(&device, self.0, &mut |finding| say!("{finding}"))
     }
 }

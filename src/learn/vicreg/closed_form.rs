@@ -149,8 +149,7 @@ fn dual<B: Backend>(
     let gram = centred.clone().matmul(centred.clone().transpose()) / (n - 1) as f64; // [N, D] [D, N] -> [N, N]
     let mixed = gradient.then(|| gram.clone().matmul(centred.clone()) - centred.clone() * var.clone());
     let off = total(gram.square()) - total(var.clone().square());
-    // Rounding may leave less than nothing where there is nothing.
-    (off.clamp_min(0.0) / d as f64, mixed)
+    (off / d as f64, mixed)
 }
 
 /// Sum of all elements, row sums first: flex splits one long sum among its threads in an order that is not fixed.
