@@ -51,6 +51,31 @@ fn options_that_contradict_each_other() {
 }
 
 #[test]
+fn a_run_that_does_not_fit_into_the_memory() {
+    let world = World::new();
+    let huge = "expander.dims=[65536,65536,65536,65536,65536,65536]"; // 86 GB of weights
+    let error = world.refused(&["train", "tiny.toml", "--set", huge]);
+    assert!(
+        error.contains("needs ") && error.contains("available") && error.contains("make `expander.dims` smaller"),
+        "{error}"
+    );
+    // 1024 x 1024 pixels of 64 filters in 48 blocks, 16 images: micro-batches may fit where the batch does not.
+    let deep = [
+        "--set",
+        "encoder.depth=200",
+        "--set",
+        "encoder.width=1.0",
+        "--set",
+        "views.size=2048",
+    ];
+    let error = world.refused(&[&["train", "tiny.toml", "--dry-run"][..], &deep].concat());
+    assert!(
+        error.contains("parameters and optimiser") && error.contains("hint:"),
+        "{error}"
+    );
+}
+
+#[test]
 fn data_that_are_not_there() {
     let world = World::new();
     let error = world.refused(&["train", "tiny.toml", "--data", "nowhere"]);

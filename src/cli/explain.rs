@@ -11,6 +11,7 @@ use crate::data::ingest::IngestError;
 use crate::feed::FeedError;
 use crate::learn::LearnError;
 use crate::learn::backend::BackendError;
+use crate::learn::memory::{Bytes, MemoryEstimate};
 use crate::measure::MeasureError;
 
 /// Exit status of the program. Wrong usage is clap's 2.
@@ -54,6 +55,16 @@ pub enum CliError {
         device: String,
         /// How many.
         failed: usize,
+    },
+    /// The run would not fit into the memory.
+    #[error("this run {needs}; {} are available", Bytes(*available))]
+    Memory {
+        /// What the run would need.
+        needs: MemoryEstimate,
+        /// What there is, in bytes.
+        available: u64,
+        /// The largest `train.micro_batch` with which it would fit.
+        micro_batch: Option<u32>,
     },
     /// Training.
     #[error(transparent)]
@@ -151,6 +162,15 @@ impl CliError {
             Self::OtherVersion { .. } | Self::RunExists { .. } => vec!["give a new folder with `--out`".to_owned()],
             Self::NothingThere { what: "run", .. } => {
                 vec!["a run folder is what `vicreg-stream train --out` makes".to_owned()]
+            }
+            Self::Memory { micro_batch, .. } => {
+                let change = match micro_batch {
+                    Some(rows) => format!(
+                        "`--set train.micro_batch={rows}` would fit: the encoder takes so many images at a time"
+                    ),
+                    None => "make `expander.dims` smaller, then `train.batch_size` or `encoder.width`".to_owned(),
+                };
+                vec![change, "`--ignore-memory` starts all the same".to_owned()]
             }
             Self::DeviceChecks { .. } => vec!["do not train on it; `--backend cpu` trains without a GPU".to_owned()],
             Self::NotNewest { .. } => {

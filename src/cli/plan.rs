@@ -12,6 +12,7 @@ use crate::feed::view::AUGMENTATION_VERSION;
 use crate::feed::{Feed, FeedError, FeedPlan, PassShape, Passes};
 use crate::learn::backend::Opened;
 use crate::learn::input::Normalize;
+use crate::learn::memory::MemoryEstimate;
 use crate::learn::model::VicReg;
 use crate::learn::ops::TrainAd;
 use crate::learn::optim::Optimizer;
@@ -72,9 +73,41 @@ impl Plan {
         Ok(Self { epoch, total_steps })
     }
 
-    /// Bytes that the feed holds: its ring, and three windows of encoded images.
-    pub fn feed_bytes(&self, recipe: &Recipe) -> u64 {
-        u64::from(recipe.feed.ring) * self.epoch.slot_bytes + recipe.order.window_bytes()
+    /// What a run of the recipe is estimated to need.
+    pub fn memory(&self, recipe: &Recipe, images: &Images) -> MemoryEstimate {
+        // Windows of encoded images: the budget, or all of a smaller data set, this epoch's and the next one's.
+        let encoded: u64 = images.train.shards().iter().map(|shard| shard.bytes).sum();
+        let windows = recipe.order.window_bytes().min(2 * encoded);
+        let feed = u64::from(recipe.feed.ring) * self.epoch.slot_bytes + windows;
+        MemoryEstimate::new(
+            &recipe.encoder,
+            &recipe.expander,
+            &recipe.optimizer,
+            &recipe.train,
+            recipe.views.size as usize,
+            feed,
+        )
+    }
+
+    /// Refuses a run that needs more than `available` bytes, with the largest micro-batch that would fit.
+    pub fn fits(&self, recipe: &Recipe, images: &Images, available: u64) -> Result<(), CliError> {
+        let needs = self.memory(recipe, images);
+        if needs.total() <= available {
+            return Ok(());
+        }
+        let batch = recipe.train.batch_size;
+        let smaller = (2..batch).rev().filter(|rows| batch.is_multiple_of(*rows));
+        let with = |rows: u32| {
+            let mut recipe = recipe.clone();
+            recipe.train.micro_batch = Some(rows);
+            self.memory(&recipe, images).total()
+        };
+        let micro_batch = smaller.into_iter().find(|&rows| with(rows) <= available);
+        Err(CliError::Memory {
+            needs,
+            available,
+            micro_batch,
+        })
     }
 
     /// The learning rate's schedule, with the warnings that its numbers deserve.

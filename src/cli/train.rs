@@ -16,12 +16,14 @@ use super::{CliError, DeviceArgs, RecipeArgs, eval, open_device, progress};
 use crate::feed::QuarantineState;
 use crate::learn::backend::{CpuAd, Opened, Task};
 use crate::learn::checkpoint::{self, Checkpoint};
-use crate::learn::model::{MemoryEstimate, VicReg};
+use crate::learn::memory::{self, Bytes};
+use crate::learn::model::VicReg;
 use crate::learn::ops::TrainAd;
 use crate::learn::run::{Identity, RunFolder};
 use crate::learn::schedule::Schedule;
 use crate::learn::trainer::{LoopPlan, Outcome, Trainer};
 use crate::learn::{LearnError, weights};
+use crate::measure::cpu;
 
 /// Arguments of `train`.
 #[derive(Debug, Args)]
@@ -42,6 +44,9 @@ pub struct TrainArgs {
     /// Begin a new run from the weights of another run or checkpoint
     #[arg(long, value_name = "RUN")]
     init_from: Option<PathBuf>,
+    /// Start although the estimate says that the memory is too small
+    #[arg(long)]
+    ignore_memory: bool,
     /// Make every check and print the plan; train nothing, write nothing
     #[arg(long)]
     dry_run: bool,
@@ -64,6 +69,14 @@ pub fn run(args: &TrainArgs) -> Result<(), CliError> {
     let (schedule, warnings) = prepared.plan.schedule(&prepared.loaded.recipe)?;
     plan::print(&prepared.loaded, &prepared.images, &prepared.plan, &warnings);
     say!("device: {}", prepared.device.name);
+    let recipe = &prepared.loaded.recipe;
+    let needs = prepared.plan.memory(recipe, &prepared.images);
+    say!("memory: {needs}");
+    // What a GPU has is not known here, and the estimate is the CPU backend's.
+    let available = memory::available().filter(|_| prepared.device.shares_cores() && !args.ignore_memory);
+    if let Some(available) = available {
+        prepared.plan.fits(recipe, &prepared.images, available)?;
+    }
     if args.dry_run {
         RunFolder::check(&prepared.run)?;
         if prepared.init.is_some() {
@@ -213,6 +226,9 @@ fn drive<B: TrainAd>(
     // From here on a signal ends the process at once: everything is saved.
     stop.store(true, Ordering::Relaxed);
     drop(observer);
+    if let Some(peak) = cpu::peak_rss_mb() {
+        say!("peak memory {}", Bytes((peak * f64::from(1 << 20)) as u64));
+    }
     let bad = feed.quarantine_state().bad.len();
     say!(
         "trained {} steps in {:.1} s; {} bad samples so far were replaced{}",
@@ -270,13 +286,6 @@ fn report_dry_run(prepared: &Prepared) -> Result<(), CliError> {
     let (recipe, plan): (&Recipe, &Plan) = (&prepared.loaded.recipe, &prepared.plan);
     let encoder = recipe.encoder.cost(recipe.views.size as usize).parameters;
     let expander = recipe.expander.parameters(recipe.encoder.representation_dim());
-    let memory = MemoryEstimate::new(
-        &recipe.encoder,
-        &recipe.expander,
-        recipe.train.batch_size.into(),
-        recipe.views.size as usize,
-    );
-    let mb = |bytes: u64| bytes.div_ceil(1 << 20);
     let mut stdout = std::io::stdout();
     writeln!(stdout, "samples          {}", plan.epoch.samples)?;
     writeln!(stdout, "batch            {}", recipe.train.batch_size)?;
@@ -287,15 +296,7 @@ fn report_dry_run(prepared: &Prepared) -> Result<(), CliError> {
     )?;
     writeln!(stdout, "steps            {}", plan.total_steps)?;
     writeln!(stdout, "parameters       {encoder} encoder + {expander} expander")?;
-    writeln!(
-        stdout,
-        "memory           about {} MB: activations {}, expander and loss {}, parameters and optimiser {}, feed {}",
-        mb(memory.total() + plan.feed_bytes(recipe)),
-        mb(memory.activations),
-        mb(memory.expander),
-        mb(memory.parameters),
-        mb(plan.feed_bytes(recipe))
-    )?;
+    writeln!(stdout, "memory           {}", plan.memory(recipe, &prepared.images))?;
     match &prepared.start {
         Start::Fresh => writeln!(stdout, "start            at step 0 into `{}`", prepared.run.display())?,
         Start::Checkpoint(path) => writeln!(stdout, "start            from `{}`", path.display())?,

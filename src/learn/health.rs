@@ -92,6 +92,11 @@ impl Health {
         }
     }
 
+    /// The checkpoint that may not be removed: the last healthy one, while the run looks ill.
+    pub fn spared(&self) -> Option<&Path> {
+        self.last_good().filter(|_| self.low > 0)
+    }
+
     /// The newest checkpoint that was saved in good health.
     pub fn last_good(&self) -> Option<&Path> {
         self.healthy.as_deref()

@@ -6,6 +6,7 @@ pub mod error;
 pub mod expander;
 pub mod health;
 pub mod input;
+pub mod memory;
 pub mod model;
 pub mod norm;
 pub mod ops;

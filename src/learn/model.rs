@@ -2,7 +2,6 @@
 
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
-use serde::Serialize;
 
 use super::expander::{Expander, ExpanderOptions};
 use super::norm::{BatchStats, Mode};
@@ -45,42 +44,6 @@ impl<B: Backend> VicReg<B> {
             backbone: self.backbone.update_running(backbone),
             projector: self.projector.update_running(projector),
         }
-    }
-}
-
-/// What training is estimated to need, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct MemoryEstimate {
-    /// What the graph keeps of the encoder's pass, both views.
-    pub activations: u64,
-    /// What it keeps of the expander's pass and the loss.
-    pub expander: u64,
-    /// Weights, gradients, optimiser state and the update's temporaries.
-    pub parameters: u64,
-}
-
-impl MemoryEstimate {
-    /// For batches of `batch` images of `size` x `size` pixels.
-    pub fn new(encoder: &ResNetOptions, expander: &ExpanderOptions, batch: u64, size: usize) -> Self {
-        let cost = encoder.cost(size);
-        let weights = cost.parameters + expander.parameters(encoder.representation_dim());
-        let outputs: u64 = expander.dims.iter().map(|&width| width as u64).sum();
-        let embedding = expander.dims.last().map_or(0, |&width| width as u64);
-        // Weights, gradients, up to two moments, and one more set while the update builds the new weights.
-        let parameters = 4 * 5 * weights;
-        // A linear output, its norm's and rectifier's, for two views, and their gradients.
-        let layers = 2 * 4 * 3 * batch * outputs;
-        let statistics = 2 * 4 * embedding.min(batch).pow(2);
-        Self {
-            activations: 2 * batch * cost.activation_bytes,
-            expander: layers + statistics,
-            parameters,
-        }
-    }
-
-    /// All of it.
-    pub fn total(&self) -> u64 {
-        self.activations + self.expander + self.parameters
     }
 }
 

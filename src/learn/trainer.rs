@@ -399,7 +399,7 @@ impl<B: TrainAd> Trainer<B> {
             .expect("a module's parameters have names of their own");
         // The encoder first: a checkpoint at the last step says that everything else is there.
         store::write_bytes(&run.path().join("encoder.safetensors"), &encoder)?;
-        checkpoint.save(run.path(), plan.keep_checkpoints, health.last_good())
+        checkpoint.save(run.path(), plan.keep_checkpoints, health.spared())
     }
 }
 

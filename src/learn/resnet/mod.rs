@@ -160,6 +160,8 @@ pub struct Cost {
     pub multiply_adds: u64,
     /// Values that the graph keeps for the backward pass of one image, in bytes of f32: about what a training step needs an image.
     pub activation_bytes: u64,
+    /// The largest map of one image, in bytes of f32.
+    pub largest_map_bytes: u64,
 }
 
 impl ResNetOptions {
@@ -249,7 +251,9 @@ impl ResNetOptions {
             cost.parameters += (weights + 2 * outputs) as u64;
             cost.multiply_adds += (weights * side * side) as u64;
             // Its output, for batch norm's backward pass, and what batch norm makes of it, for the next layer's.
-            cost.activation_bytes += 4 * 2 * (outputs * side * side) as u64;
+            let map = 4 * (outputs * side * side) as u64;
+            cost.activation_bytes += 2 * map;
+            cost.largest_map_bytes = cost.largest_map_bytes.max(map);
         };
         let (filters, kernel, args) = self.stem_convolution();
         let mut side = args.output(size, kernel);

@@ -1,0 +1,216 @@
+//! How much memory a run will need, before it starts, and how much there is.
+//!
+//! The count follows `Trainer::gradients` and the optimiser, tensor by tensor, for f32 on the CPU backend; the largest of three moments
+//! is the peak: the loss's backward pass over kept activations, the update, the checkpoint. Constants that no count gives
+//! (buffers of kernels, what the allocator keeps) are set by measurement: `tools/check_memory` holds estimates against peaks.
+
+use std::fmt;
+use std::fs;
+
+use serde::Serialize;
+
+use super::expander::ExpanderOptions;
+use super::optim::{OptimizerKind, OptimizerOptions};
+use super::options::TrainOptions;
+use super::resnet::ResNetOptions;
+
+/// The program itself, its threads and their buffers.
+const PROGRAM: u64 = 64 << 20;
+/// What the allocator and the kernels' buffers add to what is counted: measured 2 to 12 %.
+const SLACK: f64 = 1.1;
+
+/// What training is estimated to need at its peak, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct MemoryEstimate {
+    /// What the encoder's graph keeps, and its largest gradients in flight.
+    pub activations: u64,
+    /// What the expander's graph and the loss keep.
+    pub expander: u64,
+    /// Weights, optimiser state, gradients, and an update's or a checkpoint's temporaries.
+    pub parameters: u64,
+    /// Slots and windows of encoded images.
+    pub feed: u64,
+    /// The program itself.
+    pub program: u64,
+}
+
+impl MemoryEstimate {
+    /// For batches as `train` says, of images of `size` x `size` pixels; `feed`: bytes that the feed holds.
+    pub fn new(
+        encoder: &ResNetOptions,
+        expander: &ExpanderOptions,
+        optimizer: &OptimizerOptions,
+        train: &TrainOptions,
+        size: usize,
+        feed: u64,
+    ) -> Self {
+        let batch = u64::from(train.batch_size);
+        let cost = encoder.cost(size);
+        let features = encoder.representation_dim() as u64;
+        let heads = expander.parameters(features as usize);
+
+        // One view's graph of a micro-batch, or both views' of the batch; and four maps of the largest layer on their way back.
+        let (rows, views) = match train.micro_batch() {
+            Some(rows) => (rows as u64, 1),
+            None => (batch, 2),
+        };
+        let value = u64::from(train.precision.dtype().size() as u32);
+        let maps = rows * (views * cost.activation_bytes + 4 * cost.largest_map_bytes) * value / 4;
+
+        // Both views: linear outputs and what batch norm makes of them; embeddings, centred, and their gradients; the matrix.
+        let widths: Vec<u64> = expander.dims.iter().map(|&width| width as u64).collect();
+        let (embedding, hidden) = widths
+            .split_last()
+            .map_or((0, 0), |(last, rest)| (*last, rest.iter().sum()));
+        let widest = widths.iter().copied().max().unwrap_or(0);
+        let matrix = embedding.min(batch).pow(2);
+        let layers = 4 * (batch * (2 * 2 * hidden + 8 * embedding + 3 * widest + 4 * features) + 3 * matrix);
+
+        // The three moments: weights and state are there in each.
+        let weights = 4 * (cost.parameters + heads);
+        let moments = if optimizer.kind == OptimizerKind::Adamw { 2 } else { 1 };
+        let state = (1 + moments) * weights;
+        let largest = 4 * largest_weight(&widths, features);
+        let backward = state + 4 * heads + 2 * largest;
+        let update = state + 2 * weights + 3 * largest;
+        let checkpoint = 2 * state + largest;
+        let parameters = update.max(checkpoint);
+
+        // Activations are gone when the update begins.
+        let slack = |bytes: u64| (bytes as f64 * SLACK) as u64;
+        let (maps, layers, backward, parameters) = (slack(maps), slack(layers), slack(backward), slack(parameters));
+        let fits_below = parameters.saturating_sub(backward);
+        let parameters = if maps + layers > fits_below {
+            backward
+        } else {
+            parameters - maps - layers
+        };
+        Self {
+            activations: maps,
+            expander: layers,
+            parameters,
+            feed,
+            program: PROGRAM,
+        }
+    }
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.activations + self.expander + self.parameters + self.feed + self.program
+    }
+}
+
+/// Values of the expander's largest matrix.
+fn largest_weight(widths: &[u64], features: u64) -> u64 {
+    let inputs = std::iter::once(features).chain(widths.iter().copied());
+    inputs
+        .zip(widths)
+        .map(|(input, &output)| input * output)
+        .max()
+        .unwrap_or(0)
+}
+
+impl fmt::Display for MemoryEstimate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "needs {}: activations {}, expander and loss {}, parameters and optimiser {}, feed {}, program {}",
+            Bytes(self.total()),
+            Bytes(self.activations),
+            Bytes(self.expander),
+            Bytes(self.parameters),
+            Bytes(self.feed),
+            Bytes(self.program)
+        )
+    }
+}
+
+/// A number of bytes for a reader.
+#[derive(Clone, Copy, Debug)]
+pub struct Bytes(pub u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = self.0 as f64 / f64::from(1 << 20);
+        if mib < 1000.0 {
+            write!(f, "{mib:.0} MiB")
+        } else {
+            write!(f, "{:.2} GiB", mib / 1024.0)
+        }
+    }
+}
+
+/// Bytes that a process can still have: what the system calls available, and what its control group leaves. Linux tells.
+pub fn available() -> Option<u64> {
+    let info = fs::read_to_string("/proc/meminfo").ok()?;
+    let system = field(&info, "MemAvailable:")? << 10;
+    Some(control_group().map_or(system, |left| left.min(system)))
+}
+
+/// What control group v2 leaves: its limit less what is used and cannot be dropped.
+fn control_group() -> Option<u64> {
+    let number = |file: &str| -> Option<u64> {
+        let text = fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?;
+        text.trim().parse().ok() // "max" is no limit.
+    };
+    let stat = fs::read_to_string("/sys/fs/cgroup/memory.stat").ok()?;
+    let droppable = field(&stat, "inactive_file ").unwrap_or(0);
+    Some(number("memory.max")?.saturating_sub(number("memory.current")?.saturating_sub(droppable)))
+}
+
+/// The first number of the line that begins with `name`.
+fn field(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn estimate(batch: u32, micro: Option<u32>, dims: Vec<usize>) -> MemoryEstimate {
+        let train = TrainOptions {
+            batch_size: batch,
+            micro_batch: micro,
+            ..Default::default()
+        };
+        let expander = ExpanderOptions {
+            dims,
+            ..Default::default()
+        };
+        MemoryEstimate::new(
+            &ResNetOptions::default(),
+            &expander,
+            &Default::default(),
+            &train,
+            224,
+            1 << 20,
+        )
+    }
+
+    #[test]
+    fn activations_grow_with_the_micro_batch_and_not_with_the_batch() {
+        let small = vec![512; 3];
+        let whole = estimate(256, None, small.clone());
+        let micro = estimate(256, Some(16), small.clone());
+        assert!(whole.activations > 20 * micro.activations);
+        assert_eq!(estimate(2048, Some(16), small).activations, micro.activations);
+    }
+
+    #[test]
+    fn a_large_expander_is_bound_by_its_update() {
+        let large = estimate(2, None, vec![8192; 3]);
+        let weights = 4 * (23_508_032 + (2048 * 8192 + 2 * 8192 * 8192 + 6 * 8192));
+        // Weights, momentum, gradients and the next weights.
+        assert!(large.total() > 4 * weights, "{large}");
+        assert!(large.to_string().starts_with("needs 4."), "{large}");
+    }
+
+    #[test]
+    fn numbers_are_found_by_name() {
+        assert_eq!(field("a 1\nMemAvailable:  123 kB\n", "MemAvailable:"), Some(123));
+        assert_eq!(field("a 1", "b "), None);
+        #[cfg(target_os = "linux")]
+        assert!(available().unwrap() > 1 << 20);
+    }
+}
