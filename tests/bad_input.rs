@@ -50,6 +50,31 @@ fn options_that_contradict_each_other() {
     assert!(error.contains("--set nonsense") && error.contains("hint:"), "{error}");
 }
 
+/// What is odd but can be done is said, with the numbers.
+#[test]
+fn a_warm_up_longer_than_the_run_and_a_micro_batch_are_warned_of() {
+    let world = World::new();
+    let say = |set: &str| {
+        let output = world
+            .command(&["train", "tiny.toml", "--dry-run", "--set", set])
+            .output()
+            .unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let text = say("schedule.warmup_epochs=3");
+    assert!(
+        text.contains("warning: the run ends inside the warm-up: 24 steps, warm-up 36"),
+        "{text}"
+    );
+    let text = say("train.micro_batch=4");
+    assert!(
+        text.contains("warning: train.micro_batch = 4") && text.contains("from 4 images, not from all 16"),
+        "{text}"
+    );
+    assert!(!say("train.micro_batch=16").contains("warning"));
+}
+
 #[test]
 fn a_run_that_does_not_fit_into_the_memory() {
     let world = World::new();

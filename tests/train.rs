@@ -415,4 +415,10 @@ fn gradient_caching_resumes_bit_for_bit_and_is_part_of_the_run() {
     assert_eq!(world.metrics("whole"), world.metrics("parts"));
     world.ok(&["train", "tiny.toml", "--out", "usual", "--set", "eval.knn_at_end=false"]);
     assert_ne!(world.weights("whole", 24), world.weights("usual", 24));
+    // The encoder that comes out says what its batch norms saw.
+    for (run, images) in [("whole", "4"), ("usual", "16")] {
+        let bytes = std::fs::read(world.path(run).join("encoder.safetensors")).unwrap();
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        assert_eq!(header.metadata().clone().unwrap()["batch_norm_images"], images);
+    }
 }

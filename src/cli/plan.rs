@@ -140,6 +140,11 @@ impl Plan {
                 fact("channel_order", "RGB".to_owned()),
                 fact("depth", recipe.encoder.depth.to_string()),
                 fact("width", recipe.encoder.width.to_string()),
+                // What each of its batch norms saw while training: less than the batch is a deviation.
+                fact(
+                    "batch_norm_images",
+                    recipe.train.micro_batch.unwrap_or(recipe.train.batch_size).to_string(),
+                ),
             ]),
         }
     }

@@ -33,13 +33,14 @@ pub fn observer(plan: &LoopPlan, first_step: u64) -> Box<dyn Observer> {
 fn summary(metrics: &Metrics) -> String {
     let waited = 100.0 * metrics.feed_wait_ms / metrics.step_ms.max(1e-9);
     format!(
-        "epoch {:.2}  loss {:.3} (inv {:.4}, var {:.4}, cov {:.4})  std {:.3}  lr {:.2e}  {:.0} img/s  waited {waited:.0} %",
+        "epoch {:.2}  loss {:.3} (inv {:.4}, var {:.4}, cov {:.4})  std {:.3}  rank {:.0}  lr {:.2e}  {:.0} img/s  waited {waited:.0} %",
         metrics.epoch,
         metrics.loss,
         metrics.invariance,
         metrics.variance,
         metrics.covariance,
         metrics.embedding_std,
+        metrics.effective_rank.unwrap_or(f64::NAN),
         metrics.lr,
         metrics.images_per_s
     )

@@ -191,10 +191,24 @@ impl Recipe {
         problems.extend(self.train.validate());
         problems.extend(self.eval.validate());
         if problems.is_empty() {
-            Ok(Vec::new())
+            Ok(self.warnings())
         } else {
             Err(RecipeError::Invalid { problems })
         }
+    }
+}
+
+impl Recipe {
+    /// What differs from the published method although it was asked for.
+    fn warnings(&self) -> Vec<String> {
+        let micro = self.train.micro_batch().map(|rows| {
+            format!(
+                "train.micro_batch = {rows}: the encoder's batch norms take their statistics from {rows} images, not from all {}: \
+                 a deviation from the published method (loss and expander see the whole batch)",
+                self.train.batch_size
+            )
+        });
+        micro.into_iter().collect()
     }
 }
 

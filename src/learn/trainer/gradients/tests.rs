@@ -2,9 +2,13 @@
 
 use super::*;
 use crate::learn::expander::ExpanderOptions;
-use crate::learn::optim::{OptimizerKind, OptimizerOptions};
+use crate::learn::input::Normalize;
+use crate::learn::optim::{Optimizer, OptimizerKind, OptimizerOptions};
+use crate::learn::options::Precision;
 use crate::learn::resnet::{ResNetOptions, Stem};
-use crate::learn::schedule::ScheduleOptions;
+use crate::learn::schedule::{Schedule, ScheduleOptions};
+use crate::learn::trainer::Method;
+use crate::learn::vicreg::LossOptions;
 use crate::learn::weights::export;
 use burn::backend::{Autodiff, Flex};
 use burn::module::{ModuleVisitor, Param};
