@@ -112,6 +112,14 @@ pub enum CliError {
         /// Where it was looked for.
         path: PathBuf,
     },
+    /// A folder for new files that holds others.
+    #[error("the folder `{}` is not empty (it holds `{found}`)", path.display())]
+    FolderInUse {
+        /// The folder.
+        path: PathBuf,
+        /// One name in it.
+        found: String,
+    },
     /// `--resume PATH` of a checkpoint that is not the newest of its run.
     #[error("`{}` is not the newest checkpoint of its run", path.display())]
     NotNewest {
@@ -159,7 +167,9 @@ impl CliError {
             Self::OtherData { .. } => {
                 vec!["give the run's own data with `--data`, or a new folder with `--out`".to_owned()]
             }
-            Self::OtherVersion { .. } | Self::RunExists { .. } => vec!["give a new folder with `--out`".to_owned()],
+            Self::OtherVersion { .. } | Self::RunExists { .. } | Self::FolderInUse { .. } => {
+                vec!["give a new folder with `--out`".to_owned()]
+            }
             Self::NothingThere { what: "run", .. } => {
                 vec!["a run folder is what `vicreg-stream train --out` makes".to_owned()]
             }

@@ -14,6 +14,7 @@ mod bench;
 mod eval;
 mod explain;
 mod ingest;
+mod init;
 mod inspect;
 mod plan;
 mod progress;
@@ -22,6 +23,7 @@ mod recipe_command;
 mod resume;
 mod sheet;
 mod train;
+mod weights;
 
 use std::fmt;
 use std::io::{self, Write as _};
@@ -57,6 +59,9 @@ enum Command {
     /// Look at what the network would see
     #[command(subcommand)]
     Inspect(inspect::InspectCommand),
+    /// Read networks of other programs, write ours under their names
+    #[command(subcommand)]
+    Weights(weights::WeightsCommand),
     /// Show a recipe as resolved, or the reference of all keys
     #[command(subcommand)]
     Recipe(recipe_command::RecipeCommand),
@@ -138,6 +143,7 @@ pub fn main() -> ExitCode {
         Command::Eval(command) => eval::run(&command),
         Command::Bench(command) => bench::run(&command),
         Command::Inspect(command) => inspect::run(&command),
+        Command::Weights(command) => weights::run(&command),
         Command::Recipe(command) => recipe_command::run(&command),
     };
     explain::conclude(result).into()

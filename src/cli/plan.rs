@@ -1,6 +1,5 @@
 //! A recipe joined with its data: what will run, in numbers, and the room's inputs made from it.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,6 +18,8 @@ use crate::learn::optim::Optimizer;
 use crate::learn::run::Identity;
 use crate::learn::schedule::Schedule;
 use crate::learn::trainer::{LoopPlan, Method, Trainer};
+use crate::learn::weights::foreign::metadata as network_facts;
+use crate::learn::weights::network::Network;
 
 /// Training and held-out images of a recipe.
 pub struct Images {
@@ -122,6 +123,22 @@ impl Plan {
     pub fn training_loop(&self, recipe: &Recipe, max_steps: Option<u64>) -> LoopPlan {
         let list = |values: &[f32; 3]| format!("{},{},{}", values[0], values[1], values[2]);
         let fact = |key: &str, value: String| (key.to_owned(), value);
+        let mut encoder_metadata = network_facts(&Network {
+            encoder: recipe.encoder.clone(),
+            expander: None,
+        });
+        encoder_metadata.extend([
+            fact("size", recipe.views.size.to_string()),
+            fact("mean", list(&recipe.views.mean)),
+            fact("std", list(&recipe.views.std)),
+            fact("interpolation", interpolation(recipe)),
+            fact("channel_order", "RGB".to_owned()),
+            // What each of its batch norms saw while training: less than the batch is a deviation.
+            fact(
+                "batch_norm_images",
+                recipe.train.micro_batch.unwrap_or(recipe.train.batch_size).to_string(),
+            ),
+        ]);
         LoopPlan {
             total_steps: self.total_steps,
             stop_at: max_steps.unwrap_or(u64::MAX),
@@ -131,21 +148,7 @@ impl Plan {
             checkpoint_every: recipe.train.checkpoint_every,
             keep_checkpoints: recipe.train.keep_checkpoints as usize,
             on_collapse: recipe.train.on_collapse,
-            encoder_metadata: BTreeMap::from([
-                fact("format", "pt".to_owned()),
-                fact("size", recipe.views.size.to_string()),
-                fact("mean", list(&recipe.views.mean)),
-                fact("std", list(&recipe.views.std)),
-                fact("interpolation", interpolation(recipe)),
-                fact("channel_order", "RGB".to_owned()),
-                fact("depth", recipe.encoder.depth.to_string()),
-                fact("width", recipe.encoder.width.to_string()),
-                // What each of its batch norms saw while training: less than the batch is a deviation.
-                fact(
-                    "batch_norm_images",
-                    recipe.train.micro_batch.unwrap_or(recipe.train.batch_size).to_string(),
-                ),
-            ]),
+            encoder_metadata,
         }
     }
 

@@ -2,11 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use xxhash_rust::xxh3::xxh3_64;
-
 use super::CliError;
 use super::recipe::{Recipe, identity_changes};
-use crate::learn::LearnError;
 use crate::learn::checkpoint::{CheckpointState, newest};
 use crate::learn::run::{Identity, RunFolder};
 
@@ -114,7 +111,7 @@ fn check(run: &Path, found: &Identity, given: &Identity, recipe: &Recipe) -> Res
 }
 
 /// A checkpoint folder itself, or the newest of a run folder.
-pub fn newest_of(path: &Path) -> Result<PathBuf, CliError> {
+fn newest_of(path: &Path) -> Result<PathBuf, CliError> {
     if path.join("state.json").is_file() {
         return Ok(path.to_owned());
     }
@@ -138,15 +135,4 @@ fn same(a: &Path, b: &Path) -> bool {
         (Ok(a), Ok(b)) => a == b,
         _ => a == b,
     }
-}
-
-/// What names the weights that `--init-from` gives: the digest of their file.
-pub fn weights_digest(checkpoint: &Path) -> Result<String, CliError> {
-    let file = checkpoint.join("model.safetensors");
-    let bytes = std::fs::read(&file).map_err(|source| LearnError::Io {
-        action: "read",
-        path: file,
-        source,
-    })?;
-    Ok(format!("{:016x}", xxh3_64(&bytes)))
 }

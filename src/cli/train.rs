@@ -9,6 +9,7 @@ use std::time::Instant;
 use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 
+use super::init::Init;
 use super::plan::{self, Images, Plan};
 use super::recipe::{LoadedRecipe, Recipe, resolved_toml};
 use super::resume::{self, Resume, Start};
@@ -22,7 +23,6 @@ use crate::learn::ops::TrainAd;
 use crate::learn::run::{Identity, RunFolder};
 use crate::learn::schedule::Schedule;
 use crate::learn::trainer::{LoopPlan, Outcome, Trainer};
-use crate::learn::{LearnError, weights};
 use crate::measure::cpu;
 
 /// Arguments of `train`.
@@ -41,8 +41,8 @@ pub struct TrainArgs {
     /// auto: continue if the folder has this run; never: refuse a folder with a run; PATH: a checkpoint or run folder
     #[arg(long, value_name = "auto|never|PATH", default_value = "auto")]
     resume: String,
-    /// Begin a new run from the weights of another run or checkpoint
-    #[arg(long, value_name = "RUN")]
+    /// Begin a new run from the weights of a run, a checkpoint, a folder of `weights import`, or a file
+    #[arg(long, value_name = "RUN|DIR|FILE")]
     init_from: Option<PathBuf>,
     /// Start although the estimate says that the memory is too small
     #[arg(long)]
@@ -59,7 +59,7 @@ struct Prepared {
     images: Images,
     plan: Plan,
     identity: Identity,
-    init: Option<PathBuf>,
+    init: Option<Init>,
     run: PathBuf,
     start: Start,
 }
@@ -146,8 +146,8 @@ fn prepare(args: &TrainArgs) -> Result<Prepared, CliError> {
     let device = open_device(&loaded.recipe)?;
     let images = Images::open(&loaded.recipe.data)?;
     let plan = Plan::new(&loaded.recipe, &images)?;
-    let init = args.init_from.as_deref().map(resume::newest_of).transpose()?;
-    let digest = init.as_deref().map(resume::weights_digest).transpose()?;
+    let init = args.init_from.as_deref().map(Init::find).transpose()?;
+    let digest = init.as_ref().map(|init| init.digest.clone());
     let mut identity = Plan::identity(&loaded.recipe, &images, digest);
     let default_out = Path::new("runs").join(&loaded.name);
     let resume = Resume::from(args.resume.clone());
@@ -175,11 +175,8 @@ fn build<B: TrainAd>(
 ) -> Result<(Trainer<B>, QuarantineState), CliError> {
     let recipe = &prepared.loaded.recipe;
     let mut model = VicReg::<B>::new(&recipe.encoder, &recipe.expander, recipe.train.seed, &device);
-    if let (Start::Fresh, Some(path)) = (&prepared.start, &prepared.init) {
-        let file = path.join("model.safetensors");
-        let tensors = checkpoint::read_tensors(&file)?;
-        model = weights::import(model, tensors).map_err(|source| LearnError::Weights { path: file, source })?;
-        say!("weights from `{}`", path.display());
+    if let (Start::Fresh, Some(init)) = (&prepared.start, &prepared.init) {
+        model = init.begin(model, recipe)?;
     }
     let trainer = plan::trainer(recipe, model, schedule, device);
     match &prepared.start {

@@ -52,6 +52,18 @@ pub enum LearnError {
         /// What does not fit.
         source: WeightsError,
     },
+    /// Weights to begin a run from are of another network than the recipe's.
+    #[error("cannot begin from the weights in `{}`", path.display())]
+    InitWeights {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        source: WeightsError,
+        /// The network that they are of.
+        network: String,
+        /// Flags that change the recipe to that network.
+        keys: String,
+    },
     /// An optimiser's state does not fit.
     #[error("cannot use the optimiser's state in `{}`", path.display())]
     Optimizer {
@@ -147,6 +159,12 @@ impl LearnError {
                     .into_iter()
                     .chain(from_last_good(last_good))
                     .collect()
+            }
+            Self::Weights { source, .. } => source.hints(),
+            Self::InitWeights { network, keys, .. } => {
+                vec![format!(
+                    "the weights are a {network}; the recipe makes it with `{keys}`"
+                )]
             }
             Self::Feed(error) => error.hints(),
             Self::Data(error) => error.hints(),
