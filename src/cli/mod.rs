@@ -22,6 +22,7 @@ mod recipe_command;
 mod resume;
 mod sheet;
 mod train;
+mod watch;
 
 use std::fmt;
 use std::io::{self, Write as _};

@@ -18,6 +18,8 @@ use crate::learn::optim::Optimizer;
 use crate::learn::run::Identity;
 use crate::learn::schedule::Schedule;
 use crate::learn::trainer::{LoopPlan, Trainer};
+use crate::measure::MeasureError;
+use crate::measure::features::{Encoder, Labelled};
 
 /// Training and held-out images of a recipe.
 pub struct Images {
@@ -52,6 +54,11 @@ impl Images {
             test,
             name: options.path.clone(),
         })
+    }
+
+    /// The labelled images, those that are held out apart.
+    pub fn labelled(&self) -> Result<Labelled, MeasureError> {
+        Labelled::new(&self.train, self.test.as_ref(), &self.name)
     }
 }
 
@@ -96,6 +103,7 @@ impl Plan {
             batch_size: recipe.train.batch_size,
             log_every: recipe.train.log_every,
             checkpoint_every: recipe.train.checkpoint_every,
+            evaluate_every: u64::from(recipe.eval.every_epochs) * self.epoch.steps_per_epoch,
             keep_checkpoints: recipe.train.keep_checkpoints as usize,
             encoder_metadata: BTreeMap::from([
                 fact("format", "pt".to_owned()),
@@ -159,6 +167,17 @@ pub fn trainer<B: TrainAd>(recipe: &Recipe, model: VicReg<B>, schedule: Schedule
         normalize(recipe),
         recipe.train.precision,
         device,
+    )
+}
+
+/// How the recipe's images become features.
+pub fn encoder(recipe: &Recipe) -> Encoder {
+    Encoder::new(
+        &recipe.eval,
+        &recipe.views,
+        &recipe.decode,
+        recipe.feed.clone(),
+        normalize(recipe),
     )
 }
 

@@ -12,7 +12,8 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use super::plan::{self, Images, Plan};
 use super::recipe::{LoadedRecipe, Recipe, resolved_toml};
 use super::resume::{self, Resume, Start};
-use super::{CliError, DeviceArgs, RecipeArgs, eval, open_device, progress};
+use super::watch::Watcher;
+use super::{CliError, DeviceArgs, RecipeArgs, eval, open_device};
 use crate::feed::QuarantineState;
 use crate::learn::backend::{CpuAd, Opened, Task};
 use crate::learn::checkpoint::{self, Checkpoint};
@@ -99,7 +100,7 @@ impl Task for Training<'_> {
             mut run,
             plan,
         } = self;
-        let (trainer, quarantine) = build::<B>(prepared, schedule, device)?;
+        let (trainer, quarantine) = build::<B>(prepared, schedule, device.clone())?;
         run.cut_to(trainer.step())?;
         begin(prepared, &run, &plan)?;
         if trainer.step() >= plan.total_steps {
@@ -109,7 +110,7 @@ impl Task for Training<'_> {
                 trainer.step()
             );
         }
-        drive(prepared, trainer, &mut run, &plan, quarantine)
+        drive(prepared, trainer, device, &mut run, &plan, quarantine)
     }
 }
 
@@ -184,6 +185,7 @@ fn build<B: TrainAd>(
 fn drive<B: TrainAd>(
     prepared: &Prepared,
     mut trainer: Trainer<B>,
+    device: B::Device,
     run: &mut RunFolder,
     plan: &LoopPlan,
     quarantine: QuarantineState,
@@ -208,9 +210,9 @@ fn drive<B: TrainAd>(
         );
     });
     let first_step = trainer.step();
-    let mut observer = progress::observer(plan, trainer.step());
+    let mut observer = Watcher::new(recipe, &prepared.images, plan, first_step, device);
     let began = Instant::now();
-    let outcome = trainer.run(&mut feed, run, &prepared.identity, plan, &stop, observer.as_mut())?;
+    let outcome = trainer.run(&mut feed, run, &prepared.identity, plan, &stop, &mut observer)?;
     // From here on a signal ends the process at once: everything is saved.
     stop.store(true, Ordering::Relaxed);
     drop(observer);
