@@ -3,7 +3,7 @@
 //! - [`data`]: images at rest (codecs, shards, manifests, ingest).
 //! - [`feed`]: images in motion (order, randomness, views, workers, ring).
 //! - [`learn`]: images into representations (networks, loss, optimisers, the loop, checkpoints).
-//! - [`measure`]: how good (features, k-NN) and how fast.
+//! - [`measure`]: how good (features, k-NN, linear probe) and how fast.
 //! - [`cli`]: the door; it sees all rooms.
 //!
 //! Imports point one way: measure -> learn -> feed -> data. `data` and `feed` know no burn type.

@@ -23,6 +23,7 @@ mod recipe_command;
 mod resume;
 mod sheet;
 mod train;
+mod watch;
 mod weights;
 
 use std::fmt;

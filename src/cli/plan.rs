@@ -20,6 +20,8 @@ use crate::learn::schedule::Schedule;
 use crate::learn::trainer::{LoopPlan, Method, Trainer};
 use crate::learn::weights::foreign::metadata as network_facts;
 use crate::learn::weights::network::Network;
+use crate::measure::MeasureError;
+use crate::measure::features::{Encoder, Labelled};
 
 /// Training and held-out images of a recipe.
 pub struct Images {
@@ -54,6 +56,11 @@ impl Images {
             test,
             name: options.path.clone(),
         })
+    }
+
+    /// The labelled images, those that are held out apart.
+    pub fn labelled(&self) -> Result<Labelled, MeasureError> {
+        Labelled::new(&self.train, self.test.as_ref(), &self.name)
     }
 }
 
@@ -146,6 +153,7 @@ impl Plan {
             batch_size: recipe.train.batch_size,
             log_every: recipe.train.log_every,
             checkpoint_every: recipe.train.checkpoint_every,
+            evaluate_every: u64::from(recipe.eval.every_epochs) * self.epoch.steps_per_epoch,
             keep_checkpoints: recipe.train.keep_checkpoints as usize,
             on_collapse: recipe.train.on_collapse,
             encoder_metadata,
@@ -204,6 +212,17 @@ pub fn trainer<B: TrainAd>(recipe: &Recipe, model: VicReg<B>, schedule: Schedule
             micro_batch: recipe.train.micro_batch(),
         },
         device,
+    )
+}
+
+/// How the recipe's images become features.
+pub fn encoder(recipe: &Recipe) -> Encoder {
+    Encoder::new(
+        &recipe.eval,
+        &recipe.views,
+        &recipe.decode,
+        recipe.feed.clone(),
+        normalize(recipe),
     )
 }
 

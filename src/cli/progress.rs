@@ -6,26 +6,75 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
-use crate::learn::LearnError;
-use crate::learn::run::Metrics;
-use crate::learn::trainer::{LoopPlan, Observer};
+use crate::learn::run::{Evaluation, Metrics};
+use crate::learn::trainer::LoopPlan;
 
-/// The observer that suits where stderr goes.
-pub fn observer(plan: &LoopPlan, first_step: u64) -> Box<dyn Observer> {
-    let end = plan.total_steps.min(plan.stop_at);
-    if std::io::stderr().is_terminal() {
-        let style = ProgressStyle::with_template("{bar:24} {pos}/{len} eta {eta} {msg}")
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = ProgressBar::new(end).with_style(style);
-        bar.set_position(first_step);
-        bar.reset_eta();
-        Box::new(Bar { bar })
-    } else {
-        Box::new(Lines {
-            end,
-            first_step,
-            began: Instant::now(),
-        })
+/// How a run gets on, as a person reads it.
+pub enum Progress {
+    /// On a terminal.
+    Bar(Bar),
+    /// In a file or a pipe.
+    Lines(Lines),
+}
+
+impl Progress {
+    /// As suits where stderr goes.
+    pub fn new(plan: &LoopPlan, first_step: u64) -> Self {
+        let end = plan.total_steps.min(plan.stop_at);
+        if std::io::stderr().is_terminal() {
+            let style = ProgressStyle::with_template("{bar:24} {pos}/{len} eta {eta} {msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            let bar = ProgressBar::new(end).with_style(style);
+            bar.set_position(first_step);
+            bar.reset_eta();
+            Self::Bar(Bar { bar })
+        } else {
+            Self::Lines(Lines {
+                end,
+                first_step,
+                began: Instant::now(),
+            })
+        }
+    }
+
+    /// A step's metrics.
+    pub fn logged(&self, metrics: &Metrics) {
+        match self {
+            Self::Bar(Bar { bar }) => bar.set_message(summary(metrics)),
+            Self::Lines(lines) => lines.logged(metrics),
+        }
+    }
+
+    /// A step is done.
+    pub fn stepped(&self, step: u64) {
+        if let Self::Bar(Bar { bar }) = self {
+            bar.set_position(step);
+        }
+    }
+
+    /// A checkpoint is on disk.
+    pub fn saved(&self, step: u64, path: &Path) {
+        if let Self::Lines(_) = self {
+            say!("saved step {step} to `{}`", path.display());
+        }
+    }
+
+    /// The encoder was judged.
+    pub fn evaluated(&self, evaluation: &Evaluation) {
+        self.line(&format!(
+            "evaluated at epoch {}: k-NN {:.1} %, linear {:.1} %",
+            evaluation.epoch,
+            100.0 * evaluation.knn,
+            100.0 * evaluation.linear
+        ));
+    }
+
+    /// A line of its own, above the bar where there is one.
+    pub fn line(&self, text: &str) {
+        match self {
+            Self::Bar(Bar { bar }) => bar.suspend(|| say!("{text}")),
+            Self::Lines(_) => say!("{text}"),
+        }
     }
 }
 
@@ -46,24 +95,9 @@ fn summary(metrics: &Metrics) -> String {
     )
 }
 
-struct Bar {
+/// A bar; what it showed last stays.
+pub struct Bar {
     bar: ProgressBar,
-}
-
-impl Observer for Bar {
-    fn logged(&mut self, metrics: &Metrics) {
-        self.bar.set_message(summary(metrics));
-    }
-
-    fn stepped(&mut self, step: u64) {
-        self.bar.set_position(step);
-    }
-
-    fn saved(&mut self, _step: u64, _path: &Path) {}
-
-    fn unhealthy(&mut self, error: &LearnError) {
-        self.bar.println(format!("warning: {error}"));
-    }
 }
 
 impl Drop for Bar {
@@ -72,14 +106,15 @@ impl Drop for Bar {
     }
 }
 
-struct Lines {
+/// Plain lines.
+pub struct Lines {
     end: u64,
     first_step: u64,
     began: Instant,
 }
 
-impl Observer for Lines {
-    fn logged(&mut self, metrics: &Metrics) {
+impl Lines {
+    fn logged(&self, metrics: &Metrics) {
         let done = metrics.step.saturating_sub(self.first_step).max(1) as f64;
         let left = self.end.saturating_sub(metrics.step) as f64;
         let eta = Duration::from_secs_f64(self.began.elapsed().as_secs_f64() / done * left);
@@ -90,15 +125,5 @@ impl Observer for Lines {
             summary(metrics),
             HumanDuration(eta)
         );
-    }
-
-    fn stepped(&mut self, _step: u64) {}
-
-    fn saved(&mut self, step: u64, path: &Path) {
-        say!("saved step {step} to `{}`", path.display());
-    }
-
-    fn unhealthy(&mut self, error: &LearnError) {
-        say!("warning: {error}");
     }
 }

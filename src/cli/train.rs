@@ -13,7 +13,8 @@ use super::init::Init;
 use super::plan::{self, Images, Plan};
 use super::recipe::{LoadedRecipe, Recipe, resolved_toml};
 use super::resume::{self, Resume, Start};
-use super::{CliError, DeviceArgs, RecipeArgs, eval, open_device, progress};
+use super::watch::Watcher;
+use super::{CliError, DeviceArgs, RecipeArgs, eval, open_device};
 use crate::feed::QuarantineState;
 use crate::learn::backend::{CpuAd, Opened, Task};
 use crate::learn::checkpoint::{self, Checkpoint};
@@ -112,7 +113,7 @@ impl Task for Training<'_> {
             mut run,
             plan,
         } = self;
-        let (trainer, quarantine) = build::<B>(prepared, schedule, device)?;
+        let (trainer, quarantine) = build::<B>(prepared, schedule, device.clone())?;
         run.cut_to(trainer.step())?;
         begin(prepared, &run, &plan)?;
         if trainer.step() >= plan.total_steps {
@@ -122,7 +123,7 @@ impl Task for Training<'_> {
                 trainer.step()
             );
         }
-        drive(prepared, trainer, &mut run, &plan, quarantine)
+        drive(prepared, trainer, device, &mut run, &plan, quarantine)
     }
 }
 
@@ -194,6 +195,7 @@ fn build<B: TrainAd>(
 fn drive<B: TrainAd>(
     prepared: &Prepared,
     mut trainer: Trainer<B>,
+    device: B::Device,
     run: &mut RunFolder,
     plan: &LoopPlan,
     quarantine: QuarantineState,
@@ -217,9 +219,9 @@ fn drive<B: TrainAd>(
         );
     });
     let first_step = trainer.step();
-    let mut observer = progress::observer(plan, trainer.step());
+    let mut observer = Watcher::new(recipe, &prepared.images, plan, first_step, device);
     let began = Instant::now();
-    let outcome = trainer.run(&mut feed, run, &prepared.identity, plan, &stop, observer.as_mut())?;
+    let outcome = trainer.run(&mut feed, run, &prepared.identity, plan, &stop, &mut observer)?;
     // From here on a signal ends the process at once: everything is saved.
     stop.store(true, Ordering::Relaxed);
     drop(observer);

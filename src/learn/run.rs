@@ -1,7 +1,8 @@
 //! The run folder: what a run leaves behind, and what a resume finds.
 //!
-//! `recipe.toml`, `run.json` (identity), `metrics.jsonl`, `quarantine.jsonl`, `encoder.safetensors`, `checkpoints/step-XXXXXXXX/`.
-//! Invariant: the two line files never hold a line of a later step than the checkpoint that the run continues from.
+//! `recipe.toml`, `run.json` (identity), `metrics.jsonl`, `quarantine.jsonl`, `evaluations.jsonl` (from the first evaluation
+//! on), `encoder.safetensors`, `checkpoints/step-XXXXXXXX/`.
+//! Invariant: the line files never hold a line of a later step than the checkpoint that the run continues from.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Write};
@@ -72,6 +73,19 @@ pub struct Metrics {
     pub feed_wait_ms: f64,
 }
 
+/// One line of `evaluations.jsonl`: how well frozen representations tell labels apart, as shares of 1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Steps done.
+    pub step: u64,
+    /// Epochs done.
+    pub epoch: f64,
+    /// Accuracy of weighted k-NN.
+    pub knn: f64,
+    /// Accuracy of the linear probe.
+    pub linear: f64,
+}
+
 /// One line of `quarantine.jsonl`.
 #[derive(Debug, Serialize)]
 struct QuarantineLine<'a> {
@@ -89,6 +103,8 @@ pub struct RunFolder {
     path: PathBuf,
     metrics: File,
     quarantine: File,
+    /// A run that is never evaluated has no such file.
+    evaluations: Option<File>,
     /// Held for as long as the folder is open; the system frees it when the process ends, however it ends.
     _lock: File,
 }
@@ -113,6 +129,7 @@ impl RunFolder {
             path: path.to_owned(),
             metrics,
             quarantine,
+            evaluations: None,
             _lock: lock,
         })
     }
@@ -169,16 +186,30 @@ impl RunFolder {
         )?)
     }
 
-    /// Cuts both line files to what step `step` had seen.
+    /// Cuts the line files to what step `step` had seen.
     pub fn cut_to(&mut self, step: u64) -> Result<(), LearnError> {
         self.metrics = cut(&self.path.join("metrics.jsonl"), step)?;
         self.quarantine = cut(&self.path.join("quarantine.jsonl"), step)?;
+        let evaluations = self.path.join("evaluations.jsonl");
+        if evaluations.exists() {
+            self.evaluations = Some(cut(&evaluations, step)?);
+        }
         Ok(())
     }
 
     /// Appends a line of metrics.
     pub fn log(&mut self, metrics: &Metrics) -> Result<(), LearnError> {
         write_line(&mut self.metrics, &self.path.join("metrics.jsonl"), metrics)
+    }
+
+    /// Appends a line of an evaluation.
+    pub fn evaluated(&mut self, evaluation: &Evaluation) -> Result<(), LearnError> {
+        let path = self.path.join("evaluations.jsonl");
+        let file = match &mut self.evaluations {
+            Some(file) => file,
+            none => none.insert(append(&path)?),
+        };
+        write_line(file, &path, evaluation)
     }
 
     /// Appends the rejects that were met on the way to `step`.
@@ -199,7 +230,9 @@ impl RunFolder {
 
     /// Makes the line files durable: called before a checkpoint claims their steps.
     pub fn sync(&self) -> Result<(), LearnError> {
-        for (file, name) in [(&self.metrics, "metrics.jsonl"), (&self.quarantine, "quarantine.jsonl")] {
+        let evaluations = self.evaluations.iter().map(|file| (file, "evaluations.jsonl"));
+        let always = [(&self.metrics, "metrics.jsonl"), (&self.quarantine, "quarantine.jsonl")];
+        for (file, name) in always.into_iter().chain(evaluations) {
             file.sync_data()
                 .map_err(|source| LearnError::io("sync", &self.path.join(name), source))?;
         }
@@ -288,6 +321,33 @@ mod tests {
             .map(|line| serde_json::from_str::<Metrics>(line).unwrap().step)
             .collect();
         assert_eq!(steps, [10, 20, 21]);
+    }
+
+    #[test]
+    fn evaluations_are_cut_too_and_a_run_without_any_has_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("evaluations.jsonl");
+        let mut run = RunFolder::open(dir.path()).unwrap();
+        run.cut_to(0).unwrap();
+        run.sync().unwrap();
+        assert!(!path.exists());
+        let line = |step| Evaluation {
+            step,
+            epoch: 1.0,
+            knn: 0.5,
+            linear: 0.6,
+        };
+        let evaluate =
+            |run: &mut RunFolder, steps: &[u64]| steps.iter().for_each(|&s| run.evaluated(&line(s)).unwrap());
+        evaluate(&mut run, &[10, 20, 30]);
+        run.sync().unwrap();
+        drop(run);
+        let mut run = RunFolder::open(dir.path()).unwrap();
+        run.cut_to(20).unwrap();
+        evaluate(&mut run, &[30]);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<Evaluation> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines, [10, 20, 30].map(line));
     }
 
     #[test]

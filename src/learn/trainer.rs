@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use burn::module::AutodiffModule;
+
 use super::checkpoint::{self, Checkpoint, CheckpointState};
 use super::error::LearnError;
 use super::health::Health;
@@ -18,7 +20,8 @@ use super::model::VicReg;
 use super::ops::TrainAd;
 use super::optim::{Optimizer, UpdateWatch};
 use super::options::{OnCollapse, Precision};
-use super::run::{Identity, Metrics, RunFolder};
+use super::resnet::ResNet;
+use super::run::{Evaluation, Identity, Metrics, RunFolder};
 use super::schedule::Schedule;
 use super::vicreg::LossOptions;
 use super::watch::{LateTerms, StepTerms, StepWatch};
@@ -67,6 +70,8 @@ pub struct LoopPlan {
     pub log_every: u64,
     /// A checkpoint every so many steps.
     pub checkpoint_every: u64,
+    /// The observer evaluates every so many steps: the last of every so many epochs. 0: never.
+    pub evaluate_every: u64,
     /// Checkpoints kept.
     pub keep_checkpoints: usize,
     /// What a collapse does.
@@ -75,8 +80,8 @@ pub struct LoopPlan {
     pub encoder_metadata: BTreeMap<String, String>,
 }
 
-/// Someone who watches: a progress bar, a log.
-pub trait Observer {
+/// Someone who watches: a progress bar, a log, a judge.
+pub trait Observer<B: TrainAd> {
     /// Called at every logged step.
     fn logged(&mut self, metrics: &Metrics);
     /// Called after every step, cheap.
@@ -84,7 +89,12 @@ pub trait Observer {
     /// Called when a checkpoint is safely on disk.
     fn saved(&mut self, step: u64, path: &std::path::Path);
     /// Called once when the embeddings collapsed and the run goes on all the same.
-    fn unhealthy(&mut self, error: &LearnError);
+    fn unhealthy(&mut self, _error: &LearnError) {}
+    /// Called at the last step of every so many epochs with the encoder as it stands, apart from its gradients. What comes back is
+    /// written down; the time that it takes does not count as training.
+    fn epoch_ended(&mut self, _step: u64, _encoder: &ResNet<B::InnerBackend>) -> Option<Evaluation> {
+        None
+    }
 }
 
 /// Why the loop returned.
@@ -172,7 +182,7 @@ impl<B: TrainAd> Trainer<B> {
         identity: &Identity,
         plan: &LoopPlan,
         stop: &AtomicBool,
-        observer: &mut dyn Observer,
+        observer: &mut dyn Observer<B>,
     ) -> Result<Outcome, LearnError> {
         let mut late: VecDeque<Pending> = VecDeque::new();
         let mut now = Mark::start(self.step);
@@ -194,8 +204,9 @@ impl<B: TrainAd> Trainer<B> {
 
             let stopping = stop.load(Ordering::Relaxed) || self.step == end;
             let saving = stopping || self.step.is_multiple_of(plan.checkpoint_every);
-            // Before anything is saved all metrics are in: no NaN state is ever kept as good.
-            let may_be_out = if saving { 0 } else { B::RUN_AHEAD };
+            let evaluating = plan.evaluates(self.step);
+            // Before anything is judged or saved all metrics are in: no NaN state is ever kept as good.
+            let may_be_out = if saving || evaluating { 0 } else { B::RUN_AHEAD };
             while late.len() > may_be_out {
                 let Some(Pending { terms, keys, done }) = late.pop_front() else {
                     break;
@@ -214,6 +225,10 @@ impl<B: TrainAd> Trainer<B> {
                     logged = done;
                 }
             }
+            if evaluating {
+                // Before the checkpoint: what continues from it has the line already.
+                logged.at += self.evaluate(run, observer)?;
+            }
             if saving {
                 let path = self.save(feed, run, identity, plan, &health)?;
                 observer.saved(self.step, &path);
@@ -227,6 +242,15 @@ impl<B: TrainAd> Trainer<B> {
             step if step < plan.total_steps => Outcome::Stopped { step },
             _ => Outcome::Complete,
         })
+    }
+
+    /// Lets the observer judge the encoder; returns how long that took.
+    fn evaluate(&self, run: &mut RunFolder, observer: &mut dyn Observer<B>) -> Result<Duration, LearnError> {
+        let began = Instant::now();
+        if let Some(evaluation) = observer.epoch_ended(self.step, &self.model.backbone.valid()) {
+            run.evaluated(&evaluation)?;
+        }
+        Ok(began.elapsed())
     }
 
     fn save(
@@ -290,6 +314,11 @@ impl LoopPlan {
     /// Whether a step's metrics are logged.
     fn logs(&self, step: u64) -> bool {
         step == 1 || step == self.total_steps || step.is_multiple_of(self.log_every)
+    }
+
+    /// Whether the encoder is judged after a step.
+    fn evaluates(&self, step: u64) -> bool {
+        self.evaluate_every > 0 && step.is_multiple_of(self.evaluate_every)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Labelled images -> feature vectors: of a network, or of the raw pixels.
+//! Labelled images -> feature vectors: of networks, or of the raw pixels.
 //!
 //! Evaluation uses the training's own feed with one deterministic view (resize and centre crop), every sample once, in key
 //! order. A bad sample is left out and counted by the feed's quarantine, as in training.
@@ -14,7 +14,6 @@ use super::probe::Features;
 use crate::data::{Dataset, DecodeOptions, SampleKey};
 use crate::feed::view::{View, ViewsOptions};
 use crate::feed::{Batch, Feed, FeedOptions, FeedPlan, Passes};
-use crate::learn::backend::Cpu;
 use crate::learn::input::{Normalize, Uploaded};
 use crate::learn::norm::Mode;
 use crate::learn::ops::TrainOps;
@@ -92,31 +91,31 @@ impl Encoder {
         }
     }
 
-    /// Representations of both halves under running statistics.
-    pub fn encode<B: TrainOps>(
+    /// Features of both halves from each of `sources`, all from one pass over the images.
+    pub fn encode<B: TrainOps, const S: usize>(
         &self,
-        network: &ResNet<B>,
+        sources: [Source<'_, B>; S],
         data: &Labelled,
         device: &B::Device,
-    ) -> Result<(Features, Features), MeasureError> {
-        self.halves(data, |batch| {
-            let x = self.view::<B>(batch, device); // [N, 3, H, W]
-            network
-                .forward(x, &mut Mode::Eval)
-                .into_data()
-                .to_vec()
-                .expect("representations are f32") // [N, C]
-        })
-    }
-
-    /// The pixels themselves, normalised, as features of length 3 H W.
-    pub fn pixels(&self, data: &Labelled) -> Result<(Features, Features), MeasureError> {
-        self.halves(data, |batch| {
-            self.view::<Cpu>(batch, &Default::default())
-                .into_data()
-                .to_vec()
-                .expect("pixels are f32") // [N, 3 H W]
-        })
+    ) -> Result<[Halves; S], MeasureError> {
+        let mut halves: [Halves; S] = std::array::from_fn(|_| Halves::default());
+        let mut pass = |dataset: &Arc<Dataset>, is_test: &dyn Fn(SampleKey) -> bool| -> Result<(), MeasureError> {
+            let mut feed = self.open(dataset, Passes::Sequential)?;
+            while let Some(batch) = feed.next()? {
+                let places: Vec<Place> = Place::all(&batch, is_test).collect();
+                let x = self.view::<B>(batch, device); // [N, 3, H, W]
+                for (source, halves) in sources.iter().zip(&mut halves) {
+                    halves.add(&places, &source.features(&x), dataset.len())?;
+                }
+            }
+            Ok(())
+        };
+        let own_split = data.test.is_none();
+        pass(&data.train, &|key| own_split && held_out(key))?;
+        if let Some(dataset) = &data.test {
+            pass(dataset, &|_| true)?;
+        }
+        Ok(halves)
     }
 
     /// An untrained network whose running statistics are those of the training images: its fair baseline, since running
@@ -141,42 +140,6 @@ impl Encoder {
         Ok(network.calibrate(&seen))
     }
 
-    fn halves(
-        &self,
-        data: &Labelled,
-        mut encode: impl FnMut(Batch) -> Vec<f32>,
-    ) -> Result<(Features, Features), MeasureError> {
-        let own_split = data.test.is_none();
-        let mut train = Features::default();
-        let mut test = Features::default();
-        let mut add = |dataset: &Arc<Dataset>, is_test: &dyn Fn(SampleKey) -> bool| -> Result<(), MeasureError> {
-            let mut feed = self.open(dataset, Passes::Sequential)?;
-            while let Some(batch) = feed.next()? {
-                let places: Vec<Place> = Place::all(&batch, is_test).collect();
-                let values = encode(batch);
-                let length = values.len() / places.len();
-                for (place, row) in places.iter().zip(values.chunks_exact(length)) {
-                    let half = match place {
-                        Place { label: None, .. } => continue,
-                        Place { is_test: true, .. } => &mut test,
-                        Place { is_test: false, .. } => &mut train,
-                    };
-                    reserve(half, length, dataset.len())?;
-                    half.n += 1;
-                    half.d = length;
-                    half.values.extend_from_slice(row);
-                    half.labels.extend(place.label);
-                }
-            }
-            Ok(())
-        };
-        add(&data.train, &|key| own_split && held_out(key))?;
-        if let Some(dataset) = &data.test {
-            add(dataset, &|_| true)?;
-        }
-        Ok((train, test))
-    }
-
     fn view<B: TrainOps>(&self, batch: Batch, device: &B::Device) -> Tensor<B, 4> {
         Uploaded::batch(batch, device).view(0, self.input)
     }
@@ -193,6 +156,51 @@ impl Encoder {
             window_bytes: 64 << 20,
         };
         Ok(Feed::start(Arc::clone(dataset), plan, &self.feed, 0)?)
+    }
+}
+
+/// What makes features of images.
+pub enum Source<'a, B: TrainOps> {
+    /// A network's representations under running statistics, `[N, C]`.
+    Network(&'a ResNet<B>),
+    /// The pixels themselves, normalised, `[N, 3 H W]`.
+    Pixels,
+}
+
+impl<B: TrainOps> Source<'_, B> {
+    /// Of images `[N, 3, H, W]`, row by row.
+    fn features(&self, x: &Tensor<B, 4>) -> Vec<f32> {
+        let features = match self {
+            Self::Network(network) => network.forward(x.clone(), &mut Mode::Eval).into_data(),
+            Self::Pixels => x.to_data(),
+        };
+        features.into_vec().expect("features are f32")
+    }
+}
+
+/// Features of the images that a probe learns from, and of those that it classifies.
+#[derive(Clone, Debug, Default)]
+pub struct Halves {
+    /// To learn from.
+    pub train: Features,
+    /// To classify.
+    pub test: Features,
+}
+
+impl Halves {
+    /// Takes in a batch's features, where the data set has `images` of them.
+    fn add(&mut self, places: &[Place], values: &[f32], images: u64) -> Result<(), MeasureError> {
+        let length = values.len() / places.len();
+        for (place, row) in places.iter().zip(values.chunks_exact(length)) {
+            let Some(label) = place.label else { continue };
+            let half = if place.is_test { &mut self.test } else { &mut self.train };
+            reserve(half, length, images)?;
+            half.n += 1;
+            half.d = length;
+            half.values.extend_from_slice(row);
+            half.labels.push(label);
+        }
+        Ok(())
     }
 }
 

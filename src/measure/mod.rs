@@ -3,6 +3,7 @@
 pub mod cpu;
 pub mod device;
 pub mod features;
+pub mod online;
 pub mod options;
 pub mod probe;
 pub mod speed;

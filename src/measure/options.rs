@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::probe;
+use super::probe::knn;
 use crate::feed::view::{Interpolation, View, ViewsOptions};
 
 /// `[eval]`: how representations are judged.
@@ -23,6 +23,10 @@ pub struct EvalOptions {
     /// Run k-NN when training ends, where the data have labels.
     #[schemars(extend("x-kind" = "operational"))]
     pub knn_at_end: bool,
+    /// k-NN and linear probe every so many epochs while training, where the data have labels; `evaluations.jsonl` of the run has the
+    /// accuracies. Each evaluation decodes and encodes every labelled image once. 0: never.
+    #[schemars(extend("x-kind" = "operational"))]
+    pub every_epochs: u32,
     /// Images in a batch of the evaluation's forward pass.
     #[schemars(extend("x-kind" = "operational"))]
     pub batch_size: u32,
@@ -32,9 +36,10 @@ impl Default for EvalOptions {
     fn default() -> Self {
         Self {
             resize: None,
-            k: probe::K as u32,
-            temperature: probe::TEMPERATURE,
+            k: knn::K as u32,
+            temperature: knn::TEMPERATURE,
             knn_at_end: true,
+            every_epochs: 0,
             batch_size: 128,
         }
     }

@@ -32,7 +32,7 @@ fn features(d: usize, values: &[f32], labels: &[i64]) -> Features {
 
 #[test]
 fn predictions_are_numpys() {
-    let fixture: Fixture = serde_json::from_str(include_str!("../../../tests/fixtures/knn.json")).unwrap();
+    let fixture: Fixture = serde_json::from_str(include_str!("../../../../tests/fixtures/knn.json")).unwrap();
     let train = features(fixture.d, &fixture.train, &fixture.train_labels);
     let test = features(fixture.d, &fixture.test, &fixture.test_labels);
     for case in &fixture.cases {
@@ -99,12 +99,12 @@ fn blocks_join_without_a_seam() {
 #[test]
 fn what_cannot_be_classified_is_refused() {
     let train = features(1, &[1.0, -1.0], &[0, 1]);
-    let knn = |train: &Features, test: &Features, k| knn_accuracy(train, test, k, TEMPERATURE).unwrap_err();
-    assert_eq!(knn(&train, &train, 3), ProbeError::K { k: 3, train: 2 });
-    assert_eq!(knn(&train, &train, 0), ProbeError::K { k: 0, train: 2 });
+    let knn = |train: &Features, test: &Features, k| knn_accuracy(train, test, k, TEMPERATURE).unwrap_err().fault;
+    assert_eq!(knn(&train, &train, 3), Fault::K { k: 3, train: 2 });
+    assert_eq!(knn(&train, &train, 0), Fault::K { k: 0, train: 2 });
     let set = Set::Test;
     let unlabelled = features(1, &[1.0, 1.0, 1.0], &[0, -1, -1]);
-    let expected = ProbeError::Unlabelled {
+    let expected = Fault::Unlabelled {
         set,
         count: 2,
         first: 1,
@@ -114,28 +114,29 @@ fn what_cannot_be_classified_is_refused() {
     let set = Set::Train;
     assert!(matches!(
         knn(&unlabelled, &train, 1),
-        ProbeError::Unlabelled { set: Set::Train, .. }
+        Fault::Unlabelled { set: Set::Train, .. }
     ));
     assert_eq!(
         knn(&features(1, &[1.0, 2.0], &[4, 4]), &train, 1),
-        ProbeError::OneClass { class: 4 }
+        Fault::OneClass { class: 4 }
     );
-    assert_eq!(knn(&features(1, &[], &[]), &train, 1), ProbeError::Empty { set });
+    assert_eq!(knn(&features(1, &[], &[]), &train, 1), Fault::Empty { set });
     assert!(matches!(
         knn(&features(1, &[1.0], &[0, 1]), &train, 1),
-        ProbeError::Shape { set: Set::Train, .. }
+        Fault::Shape { set: Set::Train, .. }
     ));
     assert_eq!(
         knn(&train, &features(2, &[1.0, 0.0], &[0]), 1),
-        ProbeError::Dimension { train: 1, test: 2 }
+        Fault::Dimension { train: 1, test: 2 }
     );
     let broken = features(1, &[1.0, f32::NAN], &[0, 1]);
+    assert!(matches!(knn(&broken, &train, 1), Fault::NotFinite { image: 1, .. }));
     assert!(matches!(
-        knn(&broken, &train, 1),
-        ProbeError::NotFinite { image: 1, .. }
+        knn_accuracy(&train, &train, 1, 0.0).unwrap_err().fault,
+        Fault::Temperature { .. }
     ));
-    assert!(matches!(
-        knn_accuracy(&train, &train, 1, 0.0),
-        Err(ProbeError::Temperature { .. })
-    ));
+    assert_eq!(
+        knn_accuracy(&train, &train, 3, TEMPERATURE).unwrap_err().to_string(),
+        "k-NN: k is 3, but it must be 1 to 2, the number of training images"
+    );
 }
