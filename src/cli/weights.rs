@@ -18,7 +18,7 @@ use crate::learn::weights::foreign::{ImportOptions, Imported, Padding, import_fi
 use crate::learn::weights::layout::{Layout, Scheme};
 use crate::learn::weights::network::Network;
 use crate::learn::weights::probe::Probe;
-use crate::learn::weights::{Counts, NamedTensor, WeightsError, with_counts};
+use crate::learn::weights::{Counts, NamedTensor, WeightsError, to_safetensors};
 
 #[derive(Debug, Subcommand)]
 pub enum WeightsCommand {
@@ -257,7 +257,7 @@ fn write_folder(out: &Path, found: &Imported, facts: &BTreeMap<String, String>) 
 }
 
 fn bytes(tensors: &[NamedTensor], facts: &BTreeMap<String, String>, counts: &Counts) -> Vec<u8> {
-    with_counts(tensors, facts, counts).expect("names were unique in the file, and shapes were checked")
+    to_safetensors(tensors, facts, counts).expect("names were unique in the file, and shapes were checked")
 }
 
 /// What `weights export` wrote.

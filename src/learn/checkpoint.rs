@@ -4,13 +4,16 @@
 //! is a pure function of the recipe and the step number: the schedule, the order and every random draw.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::error::LearnError;
 use super::run::Identity;
-use super::weights::{self, NamedTensor};
+use super::weights::safetensors::{self, Entry};
+use super::weights::{self, Counts, NamedTensor};
 use crate::data::store;
 use crate::feed::QuarantineState;
 
@@ -58,19 +61,16 @@ impl Checkpoint {
     pub fn save(&self, run: &Path, keep: usize, spared: Option<&Path>) -> Result<PathBuf, LearnError> {
         let path = run.join("checkpoints").join(format!("step-{:08}", self.state.step));
         let state = serde_json::to_vec_pretty(&self.state).expect("a state is plain JSON");
-        let bytes = |tensors: &[NamedTensor]| {
-            weights::to_safetensors(tensors, &BTreeMap::new(), None).expect("parameters have names of their own")
-        };
-        let (model, optimizer) = (bytes(&self.model), bytes(&self.optimizer));
         let pending = store::PendingFolder::create(&path)?;
-        for (name, bytes) in [
-            ("model.safetensors", model),
-            ("optimizer.safetensors", optimizer),
-            ("state.json", state),
+        for (name, tensors) in [
+            ("model.safetensors", &self.model),
+            ("optimizer.safetensors", &self.optimizer),
         ] {
             let file = pending.path().join(name);
-            std::fs::write(&file, bytes).map_err(|source| LearnError::io("write", &file, source))?;
+            write_tensors(&file, tensors).map_err(|source| LearnError::io("write", &file, source))?;
         }
+        let file = pending.path().join("state.json");
+        std::fs::write(&file, state).map_err(|source| LearnError::io("write", &file, source))?;
         pending.commit()?;
         let old = list(run)?.into_iter().rev().skip(keep).map(|(_, path)| path);
         for old in old.filter(|old| Some(old.as_path()) != spared) {
@@ -110,6 +110,13 @@ impl CheckpointState {
             _ => serde_json::from_value(json).map_err(broken),
         }
     }
+}
+
+/// Writes tensors as they lie: a large expander's are not copied once more.
+fn write_tensors(path: &Path, tensors: &[NamedTensor]) -> io::Result<()> {
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
+    safetensors::write(&mut file, &Entry::all(tensors), &BTreeMap::new(), &Counts::new())?;
+    file.flush()
 }
 
 /// Reads every tensor of a safetensors file.

@@ -25,7 +25,8 @@ use super::run::{Evaluation, Identity, Metrics, RunFolder};
 use super::schedule::Schedule;
 use super::vicreg::LossOptions;
 use super::watch::{LateTerms, StepTerms, StepWatch};
-use super::weights::{self, NamedTensor};
+use super::weights;
+use super::weights::safetensors::{self, Entry};
 use crate::data::{SampleKey, store};
 use crate::feed::{Batch, Feed, FeedError};
 
@@ -275,16 +276,20 @@ impl<B: TrainAd> Trainer<B> {
             return Err(LearnError::WeightsNotFinite { step, name, last_good });
         }
         // What was exported for the checkpoint, under torchvision's names.
-        let backbone = checkpoint.model.iter().filter_map(|tensor| {
-            let name = tensor.name.strip_prefix("backbone.")?.to_owned();
-            Some(NamedTensor { name, ..tensor.clone() })
-        });
-        let encoder: Vec<NamedTensor> = backbone.collect();
+        let encoder: Vec<Entry<'_>> = checkpoint
+            .model
+            .iter()
+            .filter_map(|tensor| {
+                let name = tensor.name.strip_prefix("backbone.")?;
+                Some(Entry { name, tensor })
+            })
+            .collect();
         // Each step updates the running statistics twice: view 1, then view 2.
-        let encoder = weights::to_safetensors(&encoder, &plan.encoder_metadata, Some(2 * self.step))
-            .expect("a module's parameters have names of their own");
+        let counts = safetensors::counts(&encoder, 2 * self.step);
         // The encoder first: a checkpoint at the last step says that everything else is there.
-        store::write_bytes(&run.path().join("encoder.safetensors"), &encoder)?;
+        store::write_atomic(&run.path().join("encoder.safetensors"), |file| {
+            safetensors::write(file, &encoder, &plan.encoder_metadata, &counts)
+        })?;
         checkpoint.save(run.path(), plan.keep_checkpoints, health.spared())
     }
 }

@@ -26,7 +26,7 @@ use burn::{
 };
 use std::collections::HashMap;
 
-pub use safetensors::{Counts, from_safetensors, to_safetensors, with_counts};
+pub use safetensors::{Counts, from_safetensors, to_safetensors};
 
 use crate::learn::resnet::ResNetError;
 use layout::Layout;

@@ -3,11 +3,9 @@
 //! Invariant: equal contents give equal bytes. Source: the safetensors format; PyTorch's `num_batches_tracked` beside each
 //! running mean.
 
-use safetensors::{
-    SafeTensors,
-    tensor::{Dtype, TensorView, serialize},
-};
+use safetensors::{SafeTensors, tensor::Dtype};
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 
 use super::{NamedTensor, WeightsError};
 
@@ -19,67 +17,99 @@ pub(super) const COUNT: &str = ".num_batches_tracked";
 /// The tensor that each norm with a count has.
 pub(super) const MEAN: &str = ".running_mean";
 
-/// Safetensors bytes. `tracked`: batches that all running statistics have seen, for PyTorch's `num_batches_tracked`; `None`
-/// leaves those entries out.
+/// A tensor to write, under a name that need not be its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'a> {
+    /// Its name in the file.
+    pub name: &'a str,
+    /// Shape and values.
+    pub tensor: &'a NamedTensor,
+}
+
+impl<'a> Entry<'a> {
+    /// Tensors under their own names.
+    pub fn all(tensors: &'a [NamedTensor]) -> Vec<Self> {
+        let own = |tensor: &'a NamedTensor| Self {
+            name: &tensor.name,
+            tensor,
+        };
+        tensors.iter().map(own).collect()
+    }
+}
+
+/// The same count for the norms among `entries`.
+pub fn counts(entries: &[Entry<'_>], batches: u64) -> Counts {
+    let norms = entries.iter().filter_map(|entry| entry.name.strip_suffix(MEAN));
+    norms.map(|norm| (norm.to_owned(), batches as i64)).collect()
+}
+
+/// Safetensors bytes with a count for each norm in `counts`, in memory.
 ///
 /// # Errors
-/// Two tensors of one name, or values that do not fill their shape.
+/// As [`write()`].
 pub fn to_safetensors(
     tensors: &[NamedTensor],
     metadata: &BTreeMap<String, String>,
-    tracked: Option<u64>,
-) -> Result<Vec<u8>, WeightsError> {
-    let norms = tensors.iter().filter_map(|t| t.name.strip_suffix(MEAN));
-    let counts = tracked.map_or_else(Counts::new, |count| {
-        norms.map(|norm| (norm.to_owned(), count as i64)).collect()
-    });
-    with_counts(tensors, metadata, &counts)
+    counts: &Counts,
+) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    write(&mut bytes, &Entry::all(tensors), metadata, counts)?;
+    Ok(bytes)
 }
 
-/// Safetensors bytes with a count for each norm in `counts`.
+/// Writes the tensors, and a count for each norm in `counts`, without a copy of them. The crate's own writer puts metadata in a hash
+/// map's order, other bytes at each call. Counts come first, then tensors by name: wider types first, as the format asks.
 ///
 /// # Errors
-/// As [`to_safetensors`].
-pub fn with_counts(
-    tensors: &[NamedTensor],
+/// Two tensors of one name, values that do not fill their shape, or what `out` says.
+pub fn write(
+    out: &mut impl Write,
+    entries: &[Entry<'_>],
     metadata: &BTreeMap<String, String>,
     counts: &Counts,
-) -> Result<Vec<u8>, WeightsError> {
-    let bytes: Vec<Vec<u8>> = tensors.iter().map(|t| little_endian(&t.values)).collect();
-    let counts: Vec<(String, [u8; 8])> = counts
-        .iter()
-        .map(|(norm, n)| (format!("{norm}{COUNT}"), n.to_le_bytes()))
-        .collect();
-    let mut views = Vec::new();
-    for (tensor, bytes) in tensors.iter().zip(&bytes) {
-        let view = TensorView::new(Dtype::F32, tensor.shape.clone(), bytes)?;
-        views.push((tensor.name.as_str(), view));
+) -> io::Result<()> {
+    let mut entries = entries.to_vec();
+    entries.sort_by_key(|entry| entry.name);
+    let header = header(&entries, metadata, counts)?;
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)?;
+    for count in counts.values() {
+        out.write_all(&count.to_le_bytes())?;
     }
-    for (name, bytes) in &counts {
-        views.push((name, TensorView::new(Dtype::I64, vec![], bytes)?));
+    let mut buffer = Vec::new();
+    for values in entries.iter().flat_map(|entry| entry.tensor.values.chunks(16 << 10)) {
+        buffer.clear();
+        values.iter().for_each(|v| buffer.extend_from_slice(&v.to_le_bytes()));
+        out.write_all(&buffer)?;
     }
-    Ok(with_metadata(serialize(views, None)?, metadata))
+    Ok(())
 }
 
-fn little_endian(values: &[f32]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(4 * values.len());
-    values.iter().for_each(|v| bytes.extend_from_slice(&v.to_le_bytes()));
-    bytes
-}
-
-/// Puts metadata into a header. The crate would write it in a hash map's order: other bytes at each call.
-fn with_metadata(file: Vec<u8>, metadata: &BTreeMap<String, String>) -> Vec<u8> {
-    let length = u64::from_le_bytes(file[..8].try_into().expect("eight bytes")) as usize;
-    let (header, data) = file[8..].split_at(length);
-    let header = header.trim_ascii_end();
-    let entry = serde_json::json!(metadata).to_string();
-    let mut new = format!("{{\"__metadata__\":{entry}").into_bytes();
-    if header != b"{}" {
-        new.push(b',');
+/// The header, padded to eight bytes.
+fn header(entries: &[Entry<'_>], metadata: &BTreeMap<String, String>, counts: &Counts) -> io::Result<Vec<u8>> {
+    let invalid = |what: String| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    let mut header = format!("{{\"__metadata__\":{}", serde_json::json!(metadata));
+    let mut offset = 0;
+    let mut add = |name: &str, dtype: &str, shape: &[usize], bytes: usize| {
+        let facts = serde_json::json!({ "dtype": dtype, "shape": shape, "data_offsets": [offset, offset + bytes] });
+        header += &format!(",{}:{facts}", serde_json::json!(name));
+        offset += bytes;
+    };
+    for norm in counts.keys() {
+        add(&format!("{norm}{COUNT}"), "I64", &[], 8);
     }
-    new.extend_from_slice(&header[1..]);
-    new.resize(new.len().next_multiple_of(8), b' ');
-    [&(new.len() as u64).to_le_bytes()[..], &new, data].concat()
+    for (at, Entry { name, tensor }) in entries.iter().enumerate() {
+        if at > 0 && entries[at - 1].name == *name {
+            return invalid(format!("there are two tensors of the name `{name}`"));
+        }
+        if tensor.values.len() != tensor.shape.iter().product::<usize>() {
+            return invalid(format!("`{name}` does not fill its shape {:?}", tensor.shape));
+        }
+        add(name, "F32", &tensor.shape, 4 * tensor.values.len());
+    }
+    let mut header = (header + "}").into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    Ok(header)
 }
 
 /// Tensors by name, and metadata, from safetensors bytes. `num_batches_tracked` is left out: nothing here reads it.
@@ -137,10 +167,34 @@ mod tests {
             .into()
     }
 
+    /// The bytes of a network that has seen twelve batches.
+    fn twelve(net: &Net) -> io::Result<Vec<u8>> {
+        let tensors = export(net);
+        to_safetensors(&tensors, &metadata(), &counts(&Entry::all(&tensors), 12))
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_refused() {
+        let tensor = |name: &str, shape: Vec<usize>| NamedTensor {
+            name: name.into(),
+            shape,
+            values: vec![1.0, 2.0],
+        };
+        let refused = |tensors: &[NamedTensor]| {
+            to_safetensors(tensors, &metadata(), &Counts::new())
+                .unwrap_err()
+                .to_string()
+        };
+        let twice = [tensor("w", vec![2]), tensor("v", vec![2]), tensor("w", vec![2, 1])];
+        assert_eq!(refused(&twice), "there are two tensors of the name `w`");
+        assert_eq!(refused(&[tensor("w", vec![3])]), "`w` does not fill its shape [3]");
+        assert!(to_safetensors(&[], &metadata(), &Counts::new()).is_ok());
+    }
+
     #[test]
     fn weights_make_the_round_trip_bit_for_bit() {
         let source = net(1);
-        let bytes = to_safetensors(&export(&source), &metadata(), Some(12)).unwrap();
+        let bytes = twelve(&source).unwrap();
         let (tensors, read) = from_safetensors(&bytes).unwrap();
         assert_eq!(read, metadata());
         let target = net(2);
@@ -150,12 +204,12 @@ mod tests {
         assert_eq!(export(&target), export(&source));
         assert_eq!(target.conv1.weight.id, id, "the optimiser's state hangs on the id");
         assert!(target.conv1.weight.is_require_grad() && !target.bn1.running_mean.is_require_grad());
-        assert_eq!(bytes, to_safetensors(&export(&target), &metadata(), Some(12)).unwrap());
+        assert_eq!(bytes, twelve(&target).unwrap());
     }
 
     #[test]
     fn batches_are_counted_beside_each_running_mean() {
-        let bytes = to_safetensors(&export(&net(1)), &metadata(), Some(12)).unwrap();
+        let bytes = twelve(&net(1)).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let tracked = file.tensor("layer2.0.downsample.1.num_batches_tracked").unwrap();
         assert_eq!(
@@ -200,13 +254,13 @@ mod tests {
 
     #[test]
     fn broken_files_are_refused() {
-        let bytes = to_safetensors(&export(&net(1)), &metadata(), None).unwrap();
+        let bytes = to_safetensors(&export(&net(1)), &metadata(), &Counts::new()).unwrap();
         for broken in [&bytes[..bytes.len() - 1], &bytes[..20], &[][..], &[0xff; 64][..]] {
             assert!(matches!(from_safetensors(broken), Err(WeightsError::Format(_))));
         }
         let half = [0u8; 4];
-        let view = TensorView::new(Dtype::F16, vec![2], &half).unwrap();
-        let error = from_safetensors(&serialize([("w", view)], None).unwrap())
+        let view = safetensors::tensor::TensorView::new(Dtype::F16, vec![2], &half).unwrap();
+        let error = from_safetensors(&safetensors::serialize([("w", view)], None).unwrap())
             .unwrap_err()
             .to_string();
         assert_eq!(error, "`w` holds F16, not f32");

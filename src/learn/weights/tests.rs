@@ -10,7 +10,7 @@ use super::file::{Entry, Kind, WeightsFile};
 use super::foreign::{ImportOptions, Imported, Padding, import_file, renamed};
 use super::layout::{Layout, Scheme};
 use super::probe::Probe;
-use super::{WeightsError, with_counts};
+use super::{WeightsError, to_safetensors};
 use crate::learn::resnet::Stem;
 
 fn path(name: &str) -> PathBuf {
@@ -397,7 +397,7 @@ fn an_export_reads_back_as_what_it_was() {
         for projector in [true, false] {
             let scheme = Scheme::for_export(layout, projector);
             let (tensors, counts) = renamed(&scheme, &official.tensors, &official.counts);
-            let bytes = with_counts(&tensors, &BTreeMap::new(), &counts).unwrap();
+            let bytes = to_safetensors(&tensors, &BTreeMap::new(), &counts).unwrap();
             let again = import_file(read(bytes).unwrap(), &ImportOptions::default()).unwrap();
             let whole = layout == Layout::Official && projector;
             let kept = |name: &str| whole || name.starts_with("backbone.");
