@@ -6,7 +6,7 @@
 //! with an L2 penalty too (Radford et al. 2021, 2103.00020, section 3.2). The official VICReg protocol is another one (100 epochs of
 //! SGD on augmented crops through the frozen encoder): its published figures are not to be put beside this one.
 //! Invariant: sums have a fixed order, so the answer does not depend on the number of threads.
-//! Memory: a block of features, and per weight 22 numbers of the minimiser.
+//! Memory: a block of features, and per weight 26 numbers of the minimiser.
 
 use burn::backend::Flex;
 use burn::tensor::{Tensor, TensorData};
