@@ -6,7 +6,7 @@
 //! with an L2 penalty too (Radford et al. 2021, 2103.00020, section 3.2). The official VICReg protocol is another one (100 epochs of
 //! SGD on augmented crops through the frozen encoder): its published figures are not to be put beside this one.
 //! Invariant: sums have a fixed order, so the answer does not depend on the number of threads.
-//! Memory: a block of features, and per weight 22 numbers of the minimiser.
+//! Memory: a block of features, and per weight 26 numbers of the minimiser.
 
 use burn::backend::Flex;
 use burn::tensor::{Tensor, TensorData};
@@ -29,12 +29,16 @@ pub struct LinearOptions {
     pub tolerance: f64,
 }
 
+/// Chosen on features of a smoke run's encoder, 64 pooled and 512 of its last two stages, of the synthetic shapes and of CIFAR-10:
+/// of penalties 0, 1e-5 ... 0.1 this one is the best or within 0.6 points of it in both of shapes (1e-2 loses up to 3 points, none up to
+/// 1.5), and beats 1e-2 in both of CIFAR-10. A hundred times tighter, the tolerance moves the accuracy by up to 0.3 points and the
+/// steps from about 50 to 110 to 300.
 impl Default for LinearOptions {
     fn default() -> Self {
         Self {
             l2: 1e-3,
             iterations: 100,
-            tolerance: 1e-4,
+            tolerance: 1e-3,
         }
     }
 }
