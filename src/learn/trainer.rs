@@ -386,3 +386,6 @@ impl StepTerms {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
