@@ -58,6 +58,30 @@ fn digests_are_the_same_for_any_number_of_workers_and_from_any_start() {
 }
 
 #[test]
+fn batches_are_written_as_they_are_digested() {
+    let world = World::new();
+    let steps = |extra: &[&str]| {
+        let args = ["inspect", "batches", "tiny.toml", "--out", "batches.bin"];
+        let printed = world.ok(&[&args[..], extra].concat());
+        (printed, std::fs::read(world.path("batches.bin")).unwrap())
+    };
+    let (printed, bytes) = steps(&["--start", "11", "--steps", "3"]);
+    // [steps, V, N, H, W, 3]
+    let batch = 2 * 16 * 16 * 16 * 3;
+    assert_eq!(bytes.len(), 3 * batch);
+    assert_eq!(printed.lines().count(), 3);
+    for (line, batch) in printed.lines().zip(bytes.chunks(batch)) {
+        let digest = format!(" pixels={:016x} ", xxhash_rust::xxh3::xxh3_64(batch));
+        assert!(line.contains(&digest), "{line} and not{digest}");
+    }
+    // A second run replaces the file; where it cannot be written nothing is printed as if it were.
+    assert_eq!(steps(&["--start", "12", "--steps", "1"]).1, bytes[batch..2 * batch]);
+    std::fs::write(world.path("file"), "").unwrap();
+    let args = ["inspect", "batches", "tiny.toml", "--steps", "1", "--out"];
+    world.refused(&[&args[..], &["file/batches.bin"]].concat());
+}
+
+#[test]
 fn the_contact_sheet_has_a_row_an_image() {
     let world = World::new();
     world.ok(&[

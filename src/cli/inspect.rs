@@ -8,6 +8,8 @@ use clap::{Args, Subcommand};
 
 use super::plan::{self, Images};
 use super::{CliError, RecipeArgs, sheet};
+use crate::data::DataError;
+use crate::data::store::PendingFile;
 use crate::feed::Feed;
 
 #[derive(Debug, Subcommand)]
@@ -48,6 +50,9 @@ pub struct BatchesArgs {
     /// Threads that decode and augment [default: the recipe's feed.workers]
     #[arg(long, value_name = "W")]
     workers: Option<u32>,
+    /// File for the batches themselves, raw u8 [K, V, N, H, W, 3]: V views of N images
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
 }
 
 pub fn run(command: &InspectCommand) -> Result<(), CliError> {
@@ -86,6 +91,10 @@ fn batches(args: &BatchesArgs) -> Result<(), CliError> {
         &recipe.feed,
         args.start,
     )?;
+    let mut out = match &args.out {
+        Some(path) => Some((path, PendingFile::create(path)?)),
+        None => None,
+    };
     let mut stdout = std::io::stdout().lock();
     for step in args.start..args.start.saturating_add(args.steps) {
         let Some(batch) = feed.next()? else { break };
@@ -95,6 +104,13 @@ fn batches(args: &BatchesArgs) -> Result<(), CliError> {
             batch.pixels_digest(),
             batch.keys_digest()
         )?;
+        if let Some((path, file)) = &mut out {
+            let written = file.write_all(batch.pixels());
+            written.map_err(|source| DataError::io("write", path, source))?;
+        }
+    }
+    if let Some((_, file)) = out {
+        file.commit()?;
     }
     Ok(())
 }

@@ -383,3 +383,6 @@ impl StepTerms {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
