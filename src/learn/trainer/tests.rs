@@ -12,7 +12,7 @@ use crate::learn::expander::ExpanderOptions;
 use crate::learn::ops::tests::hash;
 use crate::learn::options::TrainOptions;
 use crate::learn::resnet::ResNetOptions;
-use crate::learn::weights::{export, import};
+use crate::learn::weights::{NamedTensor, export, import};
 use burn::backend::{Autodiff, Flex};
 use serde::{Deserialize, de::DeserializeOwned};
 use std::path::Path;
@@ -143,9 +143,12 @@ impl Recipe {
             import(model, first).unwrap(),
             Optimizer::new(self.table("optimizer")),
             schedule,
-            self.table("loss"),
-            by,
-            train.precision,
+            Method {
+                loss: self.table("loss"),
+                input: by,
+                precision: train.precision,
+                micro_batch: None,
+            },
             Default::default(),
         )
     }
@@ -227,7 +230,7 @@ fn follow(case: &Case) -> (Trainer<Ad>, Vec<StepTerms>) {
             case.name
         );
         let uploaded = Uploaded::new(batch.into_bytes(), 2, side, &Default::default());
-        steps.push(trainer.train_step(uploaded).wait());
+        steps.push(trainer.train_step(uploaded, true).wait());
     }
     (trainer, steps)
 }
@@ -244,8 +247,8 @@ fn check(name: &str) -> Trainer<Ad> {
             step.lr
         );
     }
-    // Once `StepTerms` has `grad_norm`: largest(steps.iter().zip(&case.grad_norms).map(|(s, n)| (s.grad_norm - n).abs() / n))
-    let grad_norm = 0.0;
+    let norms = steps.iter().zip(&case.grad_norms);
+    let grad_norm = largest(norms.map(|(step, norm)| (step.watched.unwrap().grad_norm - norm).abs() / norm));
     let ours = Distances {
         terms: terms_apart(&steps, &case),
         grad_norm,
