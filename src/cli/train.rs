@@ -72,7 +72,12 @@ pub fn run(args: &TrainArgs) -> Result<(), CliError> {
     say!("device: {}", prepared.device.name);
     let recipe = &prepared.loaded.recipe;
     let needs = prepared.plan.memory(recipe, &prepared.images);
-    say!("memory: {needs}");
+    let counted = if prepared.device.shares_cores() {
+        ""
+    } else {
+        " (as the CPU backend would)"
+    };
+    say!("memory: {needs}{counted}");
     // What a GPU has is not known here, and the estimate is the CPU backend's.
     let available = memory::available().filter(|_| prepared.device.shares_cores() && !args.ignore_memory);
     if let Some(available) = available {
