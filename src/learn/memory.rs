@@ -1,7 +1,7 @@
 //! How much memory a run will need, before it starts, and how much there is.
 //!
-//! The count follows `Trainer::gradients` and the optimiser, tensor by tensor, for f32 on the CPU backend; the largest of three moments
-//! is the peak: the loss's backward pass over kept activations, the update, the checkpoint. Constants that no count gives
+//! The count follows `Trainer::gradients` and the optimiser, tensor by tensor, for f32 on the CPU backend; the largest of a step's
+//! moments is the peak: the backward passes, the update, the checkpoint. Constants that no count gives
 //! (buffers of kernels, what the allocator keeps) are set by measurement: `tools/check_memory` holds estimates against peaks.
 
 use std::fmt;
@@ -19,9 +19,26 @@ const PROGRAM: u64 = 64 << 20;
 /// What the allocator and the kernels' buffers add to what is counted: measured 2 to 12 %.
 const SLACK: f64 = 1.1;
 
+/// A moment of a step that may be the peak, in bytes.
+#[derive(Clone, Copy, Debug)]
+struct Moment {
+    name: &'static str,
+    activations: u64,
+    expander: u64,
+    parameters: u64,
+}
+
+impl Moment {
+    fn sum(&self) -> u64 {
+        self.activations + self.expander + self.parameters
+    }
+}
+
 /// What training is estimated to need at its peak, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct MemoryEstimate {
+    /// When the peak is.
+    pub moment: &'static str,
     /// What the encoder's graph keeps, and its largest gradients in flight.
     pub activations: u64,
     /// What the expander's graph and the loss keep.
@@ -49,13 +66,13 @@ impl MemoryEstimate {
         let features = encoder.representation_dim() as u64;
         let heads = expander.parameters(features as usize);
 
-        // One view's graph of a micro-batch, or both views' of the batch; and four maps of the largest layer on their way back.
-        let (rows, views) = match train.micro_batch() {
-            Some(rows) => (rows as u64, 1),
-            None => (batch, 2),
+        // Both views' graphs of the batch, or one view's of a micro-batch; and maps of the largest layer on their way back.
+        let (rows, views, in_flight) = match train.micro_batch() {
+            Some(rows) => (rows as u64, 1, 6),
+            None => (batch, 2, 4),
         };
         let value = u64::from(train.precision.dtype().size() as u32);
-        let maps = rows * (views * cost.activation_bytes + 4 * cost.largest_map_bytes) * value / 4;
+        let maps = rows * (views * cost.activation_bytes + in_flight * cost.largest_map_bytes) * value / 4;
 
         // Both views: linear outputs and what batch norm makes of them; embeddings, centred, and their gradients; the matrix.
         let widths: Vec<u64> = expander.dims.iter().map(|&width| width as u64).collect();
@@ -66,32 +83,58 @@ impl MemoryEstimate {
         let matrix = embedding.min(batch).pow(2);
         let layers = 4 * (batch * (2 * 2 * hidden + 8 * embedding + 3 * widest + 4 * features) + 3 * matrix);
 
-        // The three moments: weights and state are there in each.
         let weights = 4 * (cost.parameters + heads);
         let moments = if optimizer.kind == OptimizerKind::Adamw { 2 } else { 1 };
         let state = (1 + moments) * weights;
         let largest = 4 * largest_weight(&widths, features);
-        // Gradients of the encoder come while the second view's graph is there; a micro-batch's are added to those before.
-        let encoder_gradients = 4 * cost.parameters * if train.micro_batch().is_some() { 2 } else { 1 };
-        let backward = state + encoder_gradients + 4 * heads + 2 * largest;
-        // Each gradient goes as its new weight comes.
-        let update = state + weights + 3 * largest;
-        let checkpoint = 2 * state + largest;
-        let parameters = update.max(checkpoint);
+        let head_gradients = 4 * heads + 2 * largest;
+        // The expander's gradients come as its activations go: a quarter of the smaller stands beside the larger.
+        let pass = layers.max(head_gradients) + layers.min(head_gradients) / 4;
 
-        // Activations are gone when the update begins.
-        let slack = |bytes: u64| (bytes as f64 * SLACK) as u64;
-        let (maps, layers, backward, parameters) = (slack(maps), slack(layers), slack(backward), slack(parameters));
-        let fits_below = parameters.saturating_sub(backward);
-        let parameters = if maps + layers > fits_below {
-            backward
-        } else {
-            parameters - maps - layers
+        let peak = match train.micro_batch() {
+            // The encoder's graphs are there throughout, and its gradients come while the second view's still is.
+            None => [Moment {
+                name: "in the backward pass",
+                activations: maps,
+                expander: layers,
+                parameters: state + pass - layers + 4 * cost.parameters,
+            }]
+            .to_vec(),
+            // One after the other; a micro-batch's gradients are added to those before.
+            Some(_) => [
+                Moment {
+                    name: "in the loss's backward pass",
+                    activations: 0,
+                    expander: layers,
+                    parameters: state + pass - layers,
+                },
+                Moment {
+                    name: "in the encoder's backward pass",
+                    activations: maps,
+                    expander: 0,
+                    parameters: state + head_gradients + 2 * 4 * cost.parameters,
+                },
+            ]
+            .to_vec(),
         };
-        Self {
-            activations: maps,
-            expander: layers,
+        let quiet = |name, parameters| Moment {
+            name,
+            activations: 0,
+            expander: 0,
             parameters,
+        };
+        // Each gradient goes as its new weight comes.
+        let update = quiet("in the update", state + weights + 3 * largest);
+        let checkpoint = quiet("at a checkpoint", 2 * state + largest);
+        let peak = peak.into_iter().chain([update, checkpoint]).max_by_key(Moment::sum);
+        let peak = peak.expect("there are at least two moments");
+
+        let slack = |bytes: u64| (bytes as f64 * SLACK) as u64;
+        Self {
+            moment: peak.name,
+            activations: slack(peak.activations),
+            expander: slack(peak.expander),
+            parameters: slack(peak.parameters),
             feed,
             program: PROGRAM,
         }
@@ -117,8 +160,9 @@ impl fmt::Display for MemoryEstimate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "needs {}: activations {}, expander and loss {}, parameters and optimiser {}, feed {}, program {}",
+            "needs {} {}: activations {}, expander and loss {}, parameters and optimiser {}, feed {}, program {}",
             Bytes(self.total()),
+            self.moment,
             Bytes(self.activations),
             Bytes(self.expander),
             Bytes(self.parameters),
@@ -197,7 +241,11 @@ mod tests {
         let whole = estimate(256, None, small.clone());
         let micro = estimate(256, Some(16), small.clone());
         assert!(whole.activations > 20 * micro.activations);
-        assert_eq!(estimate(2048, Some(16), small).activations, micro.activations);
+        assert_eq!(micro.moment, "in the encoder's backward pass");
+        assert_eq!(estimate(2048, Some(16), small).total(), micro.total());
+        // A wide expander sees the whole batch, when no encoder's graph is there.
+        let wide = estimate(2048, Some(2), vec![8192; 3]);
+        assert_eq!((wide.moment, wide.activations), ("in the loss's backward pass", 0));
     }
 
     #[test]
@@ -206,7 +254,10 @@ mod tests {
         let weights = 4 * (23_508_032 + (2048 * 8192 + 2 * 8192 * 8192 + 6 * 8192));
         // Weights, momentum, gradients and the next weights.
         assert!(large.total() > 4 * weights && large.total() < 7 * weights, "{large}");
-        assert!(large.to_string().starts_with("needs 3."), "{large}");
+        assert!(
+            large.to_string().starts_with("needs 3.") && large.moment == "at a checkpoint",
+            "{large}"
+        );
     }
 
     #[test]
