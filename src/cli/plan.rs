@@ -94,6 +94,7 @@ impl Plan {
             &recipe.train,
             recipe.views.size as usize,
             feed,
+            evaluation_bytes(recipe, images),
         )
     }
 
@@ -170,6 +171,27 @@ impl Plan {
             program: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
+}
+
+/// What an evaluation during the run takes: a feed of its own, a batch's maps, the features and their normalised copies, and the
+/// k-NN's and the linear probe's blocks.
+fn evaluation_bytes(recipe: &Recipe, images: &Images) -> u64 {
+    const BLOCKS: u64 = 16 << 20;
+    const WINDOWS: u64 = 64 << 20;
+    if recipe.eval.every_epochs == 0 {
+        return 0;
+    }
+    let sets = [Some(&images.train), images.test.as_ref()].into_iter().flatten();
+    let (count, encoded) = sets.fold((0, 0), |(count, bytes), set| {
+        let shards: u64 = set.shards().iter().map(|shard| shard.bytes).sum();
+        (count + set.len(), bytes + shards)
+    });
+    let (batch, size) = (u64::from(recipe.eval.batch_size), u64::from(recipe.views.size));
+    let pixels = 3 * size * size;
+    let maps = batch * (4 * pixels + 4 * recipe.encoder.cost(size as usize).largest_map_bytes);
+    let slots = u64::from(recipe.feed.ring) * batch * pixels;
+    let features = 2 * 4 * count * recipe.encoder.representation_dim() as u64;
+    slots + WINDOWS.min(2 * encoded) + maps + features + BLOCKS
 }
 
 /// What the feed of a training run shall do.

@@ -47,12 +47,15 @@ pub struct MemoryEstimate {
     pub parameters: u64,
     /// Slots and windows of encoded images.
     pub feed: u64,
+    /// What judging the encoder during the run takes.
+    pub evaluation: u64,
     /// The program itself.
     pub program: u64,
 }
 
 impl MemoryEstimate {
-    /// For batches as `train` says, of images of `size` x `size` pixels; `feed`: bytes that the feed holds.
+    /// For batches as `train` says, of images of `size` x `size` pixels; `feed`: bytes that the feed holds;
+    /// `evaluation`: those of an evaluation during the run, 0 where there is none.
     pub fn new(
         encoder: &ResNetOptions,
         expander: &ExpanderOptions,
@@ -60,6 +63,7 @@ impl MemoryEstimate {
         train: &TrainOptions,
         size: usize,
         feed: u64,
+        evaluation: u64,
     ) -> Self {
         let batch = u64::from(train.batch_size);
         let cost = encoder.cost(size);
@@ -136,13 +140,14 @@ impl MemoryEstimate {
             expander: slack(peak.expander),
             parameters: slack(peak.parameters),
             feed,
+            evaluation,
             program: PROGRAM,
         }
     }
 
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.activations + self.expander + self.parameters + self.feed + self.program
+        self.activations + self.expander + self.parameters + self.feed + self.evaluation + self.program
     }
 }
 
@@ -160,13 +165,14 @@ impl fmt::Display for MemoryEstimate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "needs {} {}: activations {}, expander and loss {}, parameters and optimiser {}, feed {}, program {}",
+            "needs {} {}: activations {}, expander and loss {}, parameters and optimiser {}, feed {}, evaluation {}, program {}",
             Bytes(self.total()),
             self.moment,
             Bytes(self.activations),
             Bytes(self.expander),
             Bytes(self.parameters),
             Bytes(self.feed),
+            Bytes(self.evaluation),
             Bytes(self.program)
         )
     }
@@ -232,6 +238,7 @@ mod tests {
             &train,
             224,
             1 << 20,
+            0,
         )
     }
 

@@ -4,8 +4,10 @@
 //! With Zc = Z - mean(Z), Var the unbiased variances, S = sqrt(Var + eps) and mu' = mu / 2 (official) or mu (paper), by hand from
 //! paper eqs. (1)-(6):
 //!
-//!     dL/dZ = 2 lambda (Z - Z') / (N D)  -  mu' [S < gamma] Zc / (D (N-1) S)  +  4 nu / (D (N-1)) Zc offdiag(C)
-//!     Zc offdiag(C) = Zc C - Zc Var = Gram Zc / (N-1) - Zc Var,   C = Zc^T Zc / (N-1),   Gram = Zc Zc^T
+//! ```text
+//! dL/dZ = 2 lambda (Z - Z') / (N D)  -  mu' [S < gamma] Zc / (D (N-1) S)  +  4 nu / (D (N-1)) Zc offdiag(C)
+//! Zc offdiag(C) = Zc C - Zc Var = Gram Zc / (N-1) - Zc Var,   C = Zc^T Zc / (N-1),   Gram = Zc Zc^T
+//! ```
 //!
 //! The last equality is the dual form: the smaller matrix, `[N, N]`, replaces `[D, D]`, and its squares' sum is the same. What it
 //! subtracts loses digits where D is near N and the embeddings are whitened, hence the bound in [`Form::of`].
