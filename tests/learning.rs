@@ -4,13 +4,14 @@ mod common;
 
 use common::World;
 
-/// PyTorch reaches 62 to 69 % in these 20,000 views on three seeds, untrained 26 to 30 %, raw pixels 17 % (experiments that
-/// chose the data set; the threshold is the one that they recommend).
+/// 30,000 views: 64 to 66 % here. With 20,000 (PyTorch then reaches 62 to 69 % on three seeds) rounding alone moves the accuracy by
+/// six points: 43, 55 and 56 % from one seed with AdamW's epsilon changed in its fifth digit. Untrained 26 to 30 %, raw pixels 17 %
+/// (experiments that chose the data set).
 #[test]
 fn a_short_smoke_run_learns() {
     let world = World::new();
     let recipe = format!("{}/pipelines/smoke.toml", env!("CARGO_MANIFEST_DIR"));
-    let short = ["--set", "train.steps=156", "--set", "schedule.warmup_epochs=0.25"];
+    let short = ["--set", "train.steps=234", "--set", "schedule.warmup_epochs=0.25"];
     world.ok(&[
         &["train", &recipe, "--out", "run", "--set", "eval.knn_at_end=false"][..],
         &short,
