@@ -124,13 +124,7 @@ fn where_nothing_can_be_judged_the_run_says_so_once_and_goes_on() {
 /// 64 of the synthetic images, without their labels: four steps an epoch.
 fn unlabelled_set(world: &World) {
     use vicreg_stream::data::shard::{Labels, ShardWriter};
-    world.ok(&["ingest", "synthetic:shapes?train=192&test=64", "--out", "good"]);
-    let columns = vicreg_stream::data::Columns {
-        image: "image".into(),
-        label: "label".into(),
-    };
-    let good = vicreg_stream::data::Dataset::open(&world.path("good"), &columns).unwrap();
-    let group = good.read_row_group(vicreg_stream::data::ShardId(0), 0).unwrap();
+    let group = world.synthetic_images();
     std::fs::create_dir(world.path("set")).unwrap();
     let mut shard = ShardWriter::create(&world.path("set/part-0.parquet"), &Labels::None, 32).unwrap();
     for row in 0..64 {

@@ -180,13 +180,7 @@ fn a_killed_run_continues_from_its_checkpoint_without_double_lines() {
 /// A labelled data set of 96 images with every fifth one broken: cut short, or no image at all.
 fn broken_set(world: &World) {
     use vicreg_stream::data::shard::{Labels, ShardWriter};
-    world.ok(&["ingest", "synthetic:shapes?train=192&test=64", "--out", "good"]);
-    let columns = vicreg_stream::data::Columns {
-        image: "image".into(),
-        label: "label".into(),
-    };
-    let good = vicreg_stream::data::Dataset::open(&world.path("good"), &columns).unwrap();
-    let group = good.read_row_group(vicreg_stream::data::ShardId(0), 0).unwrap();
+    let group = world.synthetic_images();
     std::fs::create_dir(world.path("set")).unwrap();
     let mut shard = ShardWriter::create(&world.path("set/part-0.parquet"), &Labels::Integers, 32).unwrap();
     for row in 0..96 {

@@ -80,12 +80,7 @@ impl fmt::Display for Knn {
             f,
             "k-NN accuracy (k = {k}, cosine; {train_images} images vote on {test_images}):"
         )?;
-        writeln!(f, "  trained    {:5.1} %", 100.0 * self.trained)?;
-        writeln!(
-            f,
-            "  untrained  {:5.1} %  (same network and seed, batch norm calibrated)",
-            100.0 * self.untrained
-        )?;
+        write_networks(f, self.trained, self.untrained)?;
         writeln!(f, "  raw pixels {:5.1} %", 100.0 * self.raw_pixels)
     }
 }
@@ -110,13 +105,18 @@ impl fmt::Display for Linear {
             f,
             "linear accuracy (softmax regression on frozen features; fitted to {train_images} images, asked about {test_images}):"
         )?;
-        writeln!(f, "  trained    {:5.1} %", 100.0 * self.trained)?;
-        writeln!(
-            f,
-            "  untrained  {:5.1} %  (same network and seed, batch norm calibrated)",
-            100.0 * self.untrained
-        )
+        write_networks(f, self.trained, self.untrained)
     }
+}
+
+/// The lines of the run's network and of its first weights.
+fn write_networks(f: &mut fmt::Formatter<'_>, trained: f64, untrained: f64) -> fmt::Result {
+    writeln!(f, "  trained    {:5.1} %", 100.0 * trained)?;
+    writeln!(
+        f,
+        "  untrained  {:5.1} %  (same network and seed, batch norm calibrated)",
+        100.0 * untrained
+    )
 }
 
 pub fn run(command: &EvalCommand) -> Result<(), CliError> {
@@ -261,8 +261,7 @@ impl<const S: usize> Task for Encoding<'_, S> {
         let (encoder, data) = (plan::encoder(recipe), images.labelled()?);
         let fresh = ResNet::<B::InnerBackend>::new(&recipe.encoder, recipe.train.seed, &mut 0, &device);
         let tensors = read_tensors(&file)?;
-        let trained =
-            weights::import(fresh.clone(), tensors).map_err(|source| LearnError::Weights { path: file, source })?;
+        let trained = weights::import(fresh.clone(), tensors).map_err(LearnError::weights(&file))?;
         let untrained = encoder.calibrate(fresh, &data, &device)?;
         let sources = what.map(|what| match what {
             What::Trained => Source::Network(&trained),

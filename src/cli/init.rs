@@ -38,11 +38,8 @@ impl Init {
 
     /// The model with these weights in place of its first ones.
     pub fn begin<B: TrainOps>(&self, mut model: VicReg<B>, recipe: &Recipe) -> Result<VicReg<B>, LearnError> {
-        let wrong = |source| LearnError::Weights {
-            path: self.file.clone(),
-            source,
-        };
-        let found = import_file(WeightsFile::open(&self.file)?, &ImportOptions::default()).map_err(wrong)?;
+        let wrong = LearnError::weights(&self.file);
+        let found = import_file(WeightsFile::open(&self.file)?, &ImportOptions::default()).map_err(&wrong)?;
         let wanted = Network {
             encoder: recipe.encoder.clone(),
             expander: Some(recipe.expander.clone()),
@@ -51,10 +48,10 @@ impl Init {
         fit.backbone.map_err(|source| self.misfit(&wanted, &found, source))?;
         self.warn_of_padding(&wanted, &found);
         let (backbone, projector) = split(found.tensors);
-        model.backbone = weights::import(model.backbone, backbone).map_err(wrong)?;
+        model.backbone = weights::import(model.backbone, backbone).map_err(&wrong)?;
         say!("weights from `{}`", self.file.display());
         match (fit.projector, projector.is_empty()) {
-            (Ok(()), _) => model.projector = weights::import(model.projector, projector).map_err(wrong)?,
+            (Ok(()), _) => model.projector = weights::import(model.projector, projector).map_err(&wrong)?,
             (Err(_), true) => say!("the expander begins fresh: the weights have none"),
             (Err(error), false) => {
                 let keys = differing(&wanted, &found.network, "expander.");

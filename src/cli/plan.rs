@@ -84,8 +84,7 @@ impl Plan {
     /// What a run of the recipe is estimated to need.
     pub fn memory(&self, recipe: &Recipe, images: &Images) -> MemoryEstimate {
         // Windows of encoded images: the budget, or all of a smaller data set, this epoch's and the next one's.
-        let encoded: u64 = images.train.shards().iter().map(|shard| shard.bytes).sum();
-        let windows = recipe.order.window_bytes().min(2 * encoded);
+        let windows = recipe.order.window_bytes().min(2 * images.train.bytes());
         let feed = u64::from(recipe.feed.ring) * self.epoch.slot_bytes + windows;
         MemoryEstimate::new(
             &recipe.encoder,
@@ -182,10 +181,7 @@ fn evaluation_bytes(recipe: &Recipe, images: &Images) -> u64 {
         return 0;
     }
     let sets = [Some(&images.train), images.test.as_ref()].into_iter().flatten();
-    let (count, encoded) = sets.fold((0, 0), |(count, bytes), set| {
-        let shards: u64 = set.shards().iter().map(|shard| shard.bytes).sum();
-        (count + set.len(), bytes + shards)
-    });
+    let (count, encoded) = sets.fold((0, 0), |(count, bytes), set| (count + set.len(), bytes + set.bytes()));
     let (batch, size) = (u64::from(recipe.eval.batch_size), u64::from(recipe.views.size));
     let pixels = 3 * size * size;
     let maps = batch * (4 * pixels + 4 * recipe.encoder.cost(size as usize).largest_map_bytes);

@@ -18,7 +18,7 @@ use crate::learn::weights::foreign::{ImportOptions, Imported, Padding, import_fi
 use crate::learn::weights::layout::{Layout, Scheme};
 use crate::learn::weights::network::Network;
 use crate::learn::weights::probe::Probe;
-use crate::learn::weights::{Counts, NamedTensor, WeightsError, to_safetensors};
+use crate::learn::weights::safetensors::{self, Entry};
 
 #[derive(Debug, Subcommand)]
 pub enum WeightsCommand {
@@ -171,14 +171,10 @@ fn import(args: &ImportArgs) -> Result<(), CliError> {
         drop_head: args.drop_head,
         stem_padding: args.stem_padding.or_else(|| said.get("stem_padding")?.parse().ok()),
     };
-    let mut found = import_file(file, &options).map_err(wrong(&args.file))?;
+    let mut found = import_file(file, &options).map_err(LearnError::weights(&args.file))?;
     say_notes(&found);
     if found.counts.is_empty() {
-        let norms = found
-            .tensors
-            .iter()
-            .filter_map(|t| t.name.strip_suffix(".running_mean"));
-        found.counts = norms.map(|norm| (norm.to_owned(), 0)).collect();
+        found.counts = safetensors::counts(&Entry::all(&found.tensors), 0);
     }
     // What the file says of pixels (mean, std, size) stays; what it says of the network is what was read.
     let facts = said.into_iter().chain(metadata(&found.network)).collect();
@@ -198,22 +194,11 @@ fn import(args: &ImportArgs) -> Result<(), CliError> {
     Ok(print(args.json, &report)?)
 }
 
-fn wrong(path: &Path) -> impl Fn(WeightsError) -> LearnError {
-    let path = path.to_owned();
-    move |source| LearnError::Weights {
-        path: path.clone(),
-        source,
-    }
-}
-
 fn refuse_full(folder: &Path) -> Result<(), CliError> {
-    let entry = std::fs::read_dir(folder)
-        .ok()
-        .and_then(|mut entries| entries.next()?.ok());
-    match entry {
-        Some(entry) => Err(CliError::FolderInUse {
+    match store::first_name(folder) {
+        Some(found) => Err(CliError::FolderInUse {
             path: folder.to_owned(),
-            found: entry.file_name().to_string_lossy().into_owned(),
+            found,
         }),
         None => Ok(()),
     }
@@ -243,21 +228,18 @@ fn say_notes(found: &Imported) {
 fn write_folder(out: &Path, found: &Imported, facts: &BTreeMap<String, String>) -> Result<Vec<PathBuf>, CliError> {
     let backbone = Scheme::for_export(Layout::Torchvision, false);
     let (tensors, counts) = renamed(&backbone, &found.tensors, &found.counts);
-    let mut files = vec![("encoder.safetensors", bytes(&tensors, facts, &counts))];
+    let mut files = vec![("encoder.safetensors", &tensors, &counts)];
     if found.network.expander.is_some() {
-        files.push(("model.safetensors", bytes(&found.tensors, facts, &found.counts)));
+        files.push(("model.safetensors", &found.tensors, &found.counts));
     }
     let pending = store::PendingFolder::create(out)?;
-    for (name, bytes) in &files {
+    for (name, tensors, counts) in &files {
         let file = pending.path().join(name);
-        std::fs::write(&file, bytes).map_err(|source| LearnError::io("write", &file, source))?;
+        safetensors::write_file(&file, &Entry::all(tensors), facts, counts)
+            .map_err(|source| LearnError::io("write", &file, source))?;
     }
     pending.commit()?;
-    Ok(files.iter().map(|(name, _)| out.join(name)).collect())
-}
-
-fn bytes(tensors: &[NamedTensor], facts: &BTreeMap<String, String>, counts: &Counts) -> Vec<u8> {
-    to_safetensors(tensors, facts, counts).expect("names were unique in the file, and shapes were checked")
+    Ok(files.iter().map(|(name, ..)| out.join(name)).collect())
 }
 
 /// What `weights export` wrote.
@@ -295,7 +277,9 @@ fn export(args: &ExportArgs) -> Result<(), CliError> {
     } = &source.found;
     let scheme = Scheme::for_export(layout, network.expander.is_some());
     let (named, named_counts) = renamed(&scheme, tensors, counts);
-    store::write_bytes(&args.out, &bytes(&named, &source.facts, &named_counts))?;
+    store::write_atomic(&args.out, |file| {
+        safetensors::write(file, &Entry::all(&named), &source.facts, &named_counts)
+    })?;
     let mut wrote = vec![args.out.clone()];
     if let Some(path) = &args.probe {
         // Large enough for a map of more than one value, small enough for seconds.
@@ -304,7 +288,7 @@ fn export(args: &ExportArgs) -> Result<(), CliError> {
         } else {
             32
         };
-        let probe = Probe::run(network, tensors, size).map_err(wrong(&args.source))?;
+        let probe = Probe::run(network, tensors, size).map_err(LearnError::weights(&args.source))?;
         store::write_json(path, &probe)?;
         wrote.push(path.clone());
     }
@@ -344,14 +328,10 @@ impl Source {
                 facts = WeightsFile::open(&encoder)?.metadata;
             }
         }
-        let mut found = import_file(read, &options).map_err(wrong(&file))?;
+        let mut found = import_file(read, &options).map_err(LearnError::weights(&file))?;
         if let Some(steps) = steps {
             // Each step updates the running statistics twice: view 1, then view 2.
-            let norms = found
-                .tensors
-                .iter()
-                .filter_map(|t| t.name.strip_suffix(".running_mean"));
-            found.counts = norms.map(|norm| (norm.to_owned(), 2 * steps as i64)).collect();
+            found.counts = safetensors::counts(&Entry::all(&found.tensors), 2 * steps);
         }
         facts.extend(metadata(&found.network));
         Ok(Self { found, facts })

@@ -169,6 +169,11 @@ impl Dataset {
         &self.shards
     }
 
+    /// Bytes of all shards' files.
+    pub fn bytes(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.bytes).sum()
+    }
+
     /// Where a sample lies, in words.
     ///
     /// # Panics

@@ -136,6 +136,12 @@ impl Drop for PendingFolder {
     }
 }
 
+/// One name in a folder; `None` where it is empty or not there.
+pub fn first_name(folder: &Path) -> Option<String> {
+    let entry = std::fs::read_dir(folder).ok()?.flatten().next()?;
+    Some(entry.file_name().to_string_lossy().into_owned())
+}
+
 /// Removes from `folder` the temporaries of processes that no longer run. Does nothing where `/proc` cannot tell.
 pub fn remove_stale(folder: &Path) -> Result<(), DataError> {
     if !Path::new("/proc/self").exists() {

@@ -4,8 +4,6 @@
 //! is a pure function of the recipe and the step number: the schedule, the order and every random draw.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -67,7 +65,8 @@ impl Checkpoint {
             ("optimizer.safetensors", &self.optimizer),
         ] {
             let file = pending.path().join(name);
-            write_tensors(&file, tensors).map_err(|source| LearnError::io("write", &file, source))?;
+            safetensors::write_file(&file, &Entry::all(tensors), &BTreeMap::new(), &Counts::new())
+                .map_err(|source| LearnError::io("write", &file, source))?;
         }
         let file = pending.path().join("state.json");
         std::fs::write(&file, state).map_err(|source| LearnError::io("write", &file, source))?;
@@ -112,20 +111,10 @@ impl CheckpointState {
     }
 }
 
-/// Writes tensors as they lie: a large expander's are not copied once more.
-fn write_tensors(path: &Path, tensors: &[NamedTensor]) -> io::Result<()> {
-    let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
-    safetensors::write(&mut file, &Entry::all(tensors), &BTreeMap::new(), &Counts::new())?;
-    file.flush()
-}
-
 /// Reads every tensor of a safetensors file.
 pub fn read_tensors(path: &Path) -> Result<Vec<NamedTensor>, LearnError> {
     let bytes = std::fs::read(path).map_err(|source| LearnError::io("read", path, source))?;
-    let (tensors, _) = weights::from_safetensors(&bytes).map_err(|source| LearnError::Weights {
-        path: path.to_owned(),
-        source,
-    })?;
+    let (tensors, _) = weights::from_safetensors(&bytes).map_err(LearnError::weights(path))?;
     Ok(tensors)
 }
 

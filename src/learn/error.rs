@@ -143,6 +143,15 @@ impl LearnError {
         }
     }
 
+    /// What weights of this file did wrong.
+    pub(crate) fn weights(path: &Path) -> impl Fn(WeightsError) -> Self + use<> {
+        let path = path.to_owned();
+        move |source| Self::Weights {
+            path: path.clone(),
+            source,
+        }
+    }
+
     /// What the user can do about it.
     pub fn hints(&self) -> Vec<String> {
         match self {

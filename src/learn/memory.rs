@@ -29,6 +29,16 @@ struct Moment {
 }
 
 impl Moment {
+    /// A moment without activations.
+    fn quiet(name: &'static str, parameters: u64) -> Self {
+        Self {
+            name,
+            activations: 0,
+            expander: 0,
+            parameters,
+        }
+    }
+
     fn sum(&self) -> u64 {
         self.activations + self.expander + self.parameters
     }
@@ -78,34 +88,26 @@ impl MemoryEstimate {
         let value = u64::from(train.precision.dtype().size() as u32);
         let maps = rows * (views * cost.activation_bytes + in_flight * cost.largest_map_bytes) * value / 4;
 
-        // Both views: linear outputs and what batch norm makes of them; embeddings, centred, and their gradients; the matrix.
-        let widths: Vec<u64> = expander.dims.iter().map(|&width| width as u64).collect();
-        let (embedding, hidden) = widths
-            .split_last()
-            .map_or((0, 0), |(last, rest)| (*last, rest.iter().sum()));
-        let widest = widths.iter().copied().max().unwrap_or(0);
-        let matrix = embedding.min(batch).pow(2);
-        let layers = 4 * (batch * (2 * 2 * hidden + 8 * embedding + 3 * widest + 4 * features) + 3 * matrix);
+        let layers = expander_layers(expander, features, batch);
 
         let weights = 4 * (cost.parameters + heads);
-        let moments = if optimizer.kind == OptimizerKind::Adamw { 2 } else { 1 };
-        let state = (1 + moments) * weights;
-        let largest = 4 * largest_weight(&widths, features);
+        let remembered = if optimizer.kind == OptimizerKind::Adamw { 2 } else { 1 };
+        let state = (1 + remembered) * weights;
+        let largest = 4 * largest_weight(expander, features);
         let head_gradients = 4 * heads + 2 * largest;
         // The expander's gradients come as its activations go: a quarter of the smaller stands beside the larger.
         let pass = layers.max(head_gradients) + layers.min(head_gradients) / 4;
 
-        let peak = match train.micro_batch() {
+        let mut moments = match train.micro_batch() {
             // The encoder's graphs are there throughout, and its gradients come while the second view's still is.
-            None => [Moment {
+            None => vec![Moment {
                 name: "in the backward pass",
                 activations: maps,
                 expander: layers,
                 parameters: state + pass - layers + 4 * cost.parameters,
-            }]
-            .to_vec(),
+            }],
             // One after the other; a micro-batch's gradients are added to those before.
-            Some(_) => [
+            Some(_) => vec![
                 Moment {
                     name: "in the loss's backward pass",
                     activations: 0,
@@ -118,20 +120,13 @@ impl MemoryEstimate {
                     expander: 0,
                     parameters: state + head_gradients + 2 * 4 * cost.parameters,
                 },
-            ]
-            .to_vec(),
-        };
-        let quiet = |name, parameters| Moment {
-            name,
-            activations: 0,
-            expander: 0,
-            parameters,
+            ],
         };
         // Each gradient goes as its new weight comes.
-        let update = quiet("in the update", state + weights + 3 * largest);
-        let checkpoint = quiet("at a checkpoint", 2 * state + largest);
-        let peak = peak.into_iter().chain([update, checkpoint]).max_by_key(Moment::sum);
-        let peak = peak.expect("there are at least two moments");
+        moments.push(Moment::quiet("in the update", state + weights + 3 * largest));
+        moments.push(Moment::quiet("at a checkpoint", 2 * state + largest));
+        let peak = moments.into_iter().max_by_key(Moment::sum);
+        let peak = peak.expect("two were just added");
 
         let slack = |bytes: u64| (bytes as f64 * SLACK) as u64;
         Self {
@@ -151,12 +146,23 @@ impl MemoryEstimate {
     }
 }
 
+/// Bytes of both views' linear outputs and what batch norm makes of them; embeddings, centred, and their gradients; the matrix.
+fn expander_layers(expander: &ExpanderOptions, features: u64, batch: u64) -> u64 {
+    let mut widths = expander.dims.iter().map(|&width| width as u64);
+    let embedding = widths.next_back().unwrap_or(0);
+    let hidden: u64 = widths.clone().sum();
+    let widest = widths.max().unwrap_or(0).max(embedding);
+    let matrix = embedding.min(batch).pow(2);
+    4 * (batch * (2 * 2 * hidden + 8 * embedding + 3 * widest + 4 * features) + 3 * matrix)
+}
+
 /// Values of the expander's largest matrix.
-fn largest_weight(widths: &[u64], features: u64) -> u64 {
-    let inputs = std::iter::once(features).chain(widths.iter().copied());
+fn largest_weight(expander: &ExpanderOptions, features: u64) -> u64 {
+    let outputs = expander.dims.iter().map(|&width| width as u64);
+    let inputs = std::iter::once(features).chain(outputs.clone());
     inputs
-        .zip(widths)
-        .map(|(input, &output)| input * output)
+        .zip(outputs)
+        .map(|(input, output)| input * output)
         .max()
         .unwrap_or(0)
 }

@@ -139,17 +139,11 @@ impl RunFolder {
         if path.join(".lock").exists() || path.join("run.json").exists() {
             return Ok(());
         }
-        let Ok(entries) = std::fs::read_dir(path) else {
-            return Ok(());
-        };
-        match entries.flatten().next() {
-            Some(entry) => {
-                let found = entry.file_name().to_string_lossy().into_owned();
-                Err(LearnError::NotARun {
-                    run: path.to_owned(),
-                    found,
-                })
-            }
+        match store::first_name(path) {
+            Some(found) => Err(LearnError::NotARun {
+                run: path.to_owned(),
+                found,
+            }),
             None => Ok(()),
         }
     }

@@ -136,11 +136,7 @@ impl<B: TrainAd> Trainer<B> {
 
     /// Puts a checkpoint's weights, optimiser state and step in place.
     pub fn restore(mut self, checkpoint: Checkpoint, path: &std::path::Path) -> Result<Self, LearnError> {
-        let broken = |source| LearnError::Weights {
-            path: path.to_owned(),
-            source,
-        };
-        self.model = weights::import(self.model, checkpoint.model).map_err(broken)?;
+        self.model = weights::import(self.model, checkpoint.model).map_err(LearnError::weights(path))?;
         self.optimizer
             .load_state(&self.model, checkpoint.optimizer)
             .map_err(|source| LearnError::Optimizer {

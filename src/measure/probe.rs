@@ -3,6 +3,8 @@
 //! `knn` asks a test image's neighbours, `linear` fits a classifier. Both get labelled features of training and test images and
 //! give an accuracy that is a function of them alone: the same bits for any number of threads. Neither touches the network.
 
+#[cfg(test)]
+mod fixture;
 pub mod knn;
 mod lbfgs;
 pub mod linear;

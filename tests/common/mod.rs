@@ -85,6 +85,14 @@ impl World {
         String::from_utf8(output.stderr).unwrap()
     }
 
+    /// Images of the synthetic set with their labels, ingested into `good`: its first row group.
+    pub fn synthetic_images(&self) -> vicreg_stream::data::dataset::RowGroup {
+        use vicreg_stream::data::{Columns, Dataset, ShardId};
+        self.ok(&["ingest", "synthetic:shapes?train=192&test=64", "--out", "good"]);
+        let good = Dataset::open(&self.path("good"), &Columns::default()).unwrap();
+        good.read_row_group(ShardId(0), 0).unwrap()
+    }
+
     /// `metrics.jsonl` of a run without its timing keys, line by line.
     pub fn metrics(&self, run: &str) -> Vec<serde_json::Value> {
         let text = std::fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();

@@ -85,19 +85,19 @@ impl<B: TrainOps, C: CheckpointStrategy> TrainOps for Autodiff<B, C> {
     fn vicreg(z: FloatTensor<Self>, z_prime: FloatTensor<Self>, options: &LossOptions) -> LossTerms<Self> {
         let nodes = [z.node, z_prime.node];
         let compute = |gradients| closed_form::<B>(tensor(z.primitive), tensor(z_prime.primitive), options, gradients);
-        let (loss, closed) = match VicregBackward.prepare::<C>(nodes).compute_bound().stateful() {
+        let (loss, terms) = match VicregBackward.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
                 // The gradient at once: what it needs is then free again, instead of waiting for the backward pass.
-                let mut closed = compute(true);
-                let gradients = closed.gradients.take().expect("asked for just now").map(primitive);
-                (prep.finish(gradients, primitive(closed.loss.clone())), closed)
+                let (terms, gradients) = compute(true);
+                let gradients = gradients.expect("asked for just now").map(primitive);
+                (prep.finish(gradients, primitive(terms.loss.clone())), terms)
             }
             OpsKind::UnTracked(prep) => {
-                let closed = compute(false);
-                (prep.finish(primitive(closed.loss.clone())), closed)
+                let (terms, _) = compute(false);
+                (prep.finish(primitive(terms.loss.clone())), terms)
             }
         };
-        LossTerms::from_inner(closed.into(), tensor(loss))
+        LossTerms::from_inner(terms, tensor(loss))
     }
 
     fn pooled_type(dtype: DType) -> DType {

@@ -154,7 +154,7 @@ pub trait TrainOps: Backend {
 
     /// The VICReg loss of embeddings `[N, D]`, in closed form; see [`crate::learn::vicreg`].
     fn vicreg(z: FloatTensor<Self>, z_prime: FloatTensor<Self>, options: &LossOptions) -> LossTerms<Self> {
-        closed_form::<Self>(tensor(z), tensor(z_prime), options, false).into()
+        closed_form::<Self>(tensor(z), tensor(z_prime), options, false).0
     }
 
     /// The type in which a max-pool of maps of type `dtype` is taken.

@@ -14,17 +14,8 @@ use pulp::Arch;
 
 type Ad = Autodiff<Flex>;
 
-/// Values in [-1, 1) from a 32-bit integer hash: the same on every machine and in tools/fixtures/resnet.py.
-pub(crate) fn hash(count: usize, salt: u32) -> Vec<f32> {
-    let value = |i: u32| {
-        let mut h = i.wrapping_mul(0x9E37_79B9) ^ salt.wrapping_mul(0x85EB_CA6B);
-        h = (h ^ (h >> 16)).wrapping_mul(0x7FEB_352D);
-        h = (h ^ (h >> 15)).wrapping_mul(0x846C_A68B);
-        h ^= h >> 16;
-        (h >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..count as u32).map(value).collect()
-}
+/// The values of tools/fixtures/resnet.py.
+pub(crate) use crate::learn::weights::probe::hashed as hash;
 
 /// [`hash`] as a tensor.
 fn hashed<const D: usize>(shape: [usize; D], salt: u32) -> Tensor<Flex, D> {

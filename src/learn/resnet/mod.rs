@@ -9,7 +9,7 @@ mod init;
 mod model;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use init::Init;
 pub use model::{Block, Conv2d, ResNet};

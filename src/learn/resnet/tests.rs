@@ -25,8 +25,8 @@ fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
 }
 
-/// FNV-1a of a name.
-fn salt(name: &str) -> u32 {
+/// FNV-1a of a name, as the fixtures' scripts salt a parameter's values.
+pub(crate) fn salt(name: &str) -> u32 {
     name.bytes()
         .fold(0x811C_9DC5, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193))
 }

@@ -11,7 +11,7 @@ use crate::feed::{FeedOptions, FeedPlan, OrderOptions, Passes};
 use crate::learn::expander::ExpanderOptions;
 use crate::learn::ops::tests::hash;
 use crate::learn::options::TrainOptions;
-use crate::learn::resnet::ResNetOptions;
+use crate::learn::resnet::{ResNetOptions, tests::salt};
 use crate::learn::weights::{NamedTensor, export, import};
 use burn::backend::{Autodiff, Flex};
 use serde::{Deserialize, de::DeserializeOwned};
@@ -152,12 +152,6 @@ impl Recipe {
             Default::default(),
         )
     }
-}
-
-/// FNV-1a of a name.
-fn salt(name: &str) -> u32 {
-    name.bytes()
-        .fold(0x811C_9DC5, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193))
 }
 
 /// The script's first values, bit for bit.

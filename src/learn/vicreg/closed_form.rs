@@ -16,19 +16,8 @@ use super::{EPS, GAMMA, LossKind, LossOptions, LossTerms};
 use crate::learn::ops::cast;
 use burn::tensor::{Tensor, activation::relu, backend::Backend};
 
-/// The loss of a batch, its parts, and the gradients of both embeddings. Scalars are `[1]`.
-pub(in crate::learn) struct Closed<B: Backend> {
-    pub loss: Tensor<B, 1>,
-    pub invariance: Tensor<B, 1>,
-    pub variance: Tensor<B, 1>,
-    pub covariance: Tensor<B, 1>,
-    /// Mean of the dimensions' standard deviations, without `EPS`.
-    pub std_mean: Tensor<B, 1>,
-    /// The smallest of them.
-    pub std_min: Tensor<B, 1>,
-    /// dL/dZ and dL/dZ', `[N, D]` each.
-    pub gradients: Option<[Tensor<B, 2>; 2]>,
-}
+/// The terms of a batch and, where they were asked for, dL/dZ and dL/dZ', `[N, D]` each.
+type Closed<B> = (LossTerms<B>, Option<[Tensor<B, 2>; 2]>);
 
 /// Which matrix carries the covariance term.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,18 +66,16 @@ pub(super) fn with_form<B: Backend>(
     let v = (a.variance + b.variance) * share;
     let c = a.covariance + b.covariance;
     let pull = difference * (2.0 * options.invariance / (n * d) as f64); // [N, D]
-    Closed {
+    let terms = LossTerms {
         loss: s.clone() * options.invariance + v.clone() * options.variance + c.clone() * options.covariance,
         invariance: s,
         variance: v,
         covariance: c,
-        std_mean: (a.std_mean + b.std_mean) / 2.0,
-        std_min: a.std_min.min_pair(b.std_min),
-        gradients: match (a.gradient, b.gradient) {
-            (Some(a), Some(b)) => Some([a + pull.clone(), b - pull]),
-            _ => None,
-        },
-    }
+        embedding_std: (a.std_mean + b.std_mean) / 2.0,
+        embedding_std_min: a.std_min.min_pair(b.std_min),
+    };
+    let gradients = a.gradient.zip(b.gradient);
+    (terms, gradients.map(|(a, b)| [a + pull.clone(), b - pull]))
 }
 
 /// What one view's embeddings add.
@@ -157,17 +144,4 @@ fn dual<B: Backend>(
 /// Sum of all elements, row sums first: flex splits one long sum among its threads in an order that is not fixed.
 fn total<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 1> {
     x.sum_dim(1).sum()
-}
-
-impl<B: Backend> From<Closed<B>> for LossTerms<B> {
-    fn from(closed: Closed<B>) -> Self {
-        Self {
-            loss: closed.loss,
-            invariance: closed.invariance,
-            variance: closed.variance,
-            covariance: closed.covariance,
-            embedding_std: closed.std_mean,
-            embedding_std_min: closed.std_min,
-        }
-    }
 }

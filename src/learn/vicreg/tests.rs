@@ -157,8 +157,8 @@ fn f64s<B: Backend, const D: usize>(x: Tensor<B, D>) -> Vec<f64> {
 
 /// Value and both gradients in f64, by the closed form in the given matrix.
 fn closed_f64(a: &[f64], b: &[f64], n: usize, d: usize, options: &LossOptions, form: Form) -> (f64, [Vec<f64>; 2]) {
-    let closed = with_form::<Flex>(wide(a, n, d), wide(b, n, d), options, true, form);
-    (f64s(closed.loss)[0], closed.gradients.unwrap().map(f64s))
+    let (terms, gradients) = with_form::<Flex>(wide(a, n, d), wide(b, n, d), options, true, form);
+    (f64s(terms.loss)[0], gradients.unwrap().map(f64s))
 }
 
 /// The same by autodiff of the formulas.
@@ -321,12 +321,9 @@ fn the_dual_is_taken_only_where_it_keeps_its_digits() {
         let z: Vec<f64> = narrow.iter().map(|&z| z.into()).collect();
         let (loss, [exact, _]) = closed_f64(&z, &z, n, d, &options, Form::Primal);
         let z = tensor::<Flex>(&narrow, n, d);
-        let closed = with_form(z.clone(), z, &options, true, form);
-        let [gradient, _] = closed
-            .gradients
-            .unwrap()
-            .map(|g| g.into_data().to_vec::<f32>().unwrap());
-        let value = (scalar(&closed.loss) / loss - 1.0).abs();
+        let (terms, gradients) = with_form(z.clone(), z, &options, true, form);
+        let [gradient, _] = gradients.unwrap().map(|g| g.into_data().to_vec::<f32>().unwrap());
+        let value = (scalar(&terms.loss) / loss - 1.0).abs();
         (value, relative(&gradient, &exact))
     };
     let n = 192;

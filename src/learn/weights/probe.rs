@@ -76,8 +76,8 @@ fn floats(tensor: Tensor<Cpu, 2>) -> Vec<f32> {
     tensor.into_data().into_vec().expect("the CPU computes in f32")
 }
 
-/// Numbers in [-1, 1): a 32-bit integer hash of (index, salt), its upper 24 bits as a fraction.
-fn hashed(count: usize, salt: u32) -> Vec<f32> {
+/// Numbers in [-1, 1): a 32-bit integer hash of (index, salt), its upper 24 bits as a fraction; tools/fixtures/resnet.py has the same.
+pub(crate) fn hashed(count: usize, salt: u32) -> Vec<f32> {
     let one = |index: usize| {
         let mut h = (index as u32).wrapping_mul(0x9E37_79B9) ^ salt.wrapping_mul(0x85EB_CA6B);
         h = (h ^ (h >> 16)).wrapping_mul(0x7FEB_352D);

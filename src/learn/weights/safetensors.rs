@@ -5,7 +5,9 @@
 
 use safetensors::{SafeTensors, tensor::Dtype};
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
 
 use super::{NamedTensor, WeightsError};
 
@@ -83,6 +85,18 @@ pub fn write(
         out.write_all(&buffer)?;
     }
     Ok(())
+}
+
+/// [`write()`] into a new file of a folder that is not in its place yet.
+pub fn write_file(
+    path: &Path,
+    entries: &[Entry<'_>],
+    metadata: &BTreeMap<String, String>,
+    counts: &Counts,
+) -> io::Result<()> {
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
+    write(&mut file, entries, metadata, counts)?;
+    file.flush()
 }
 
 /// The header, padded to eight bytes.

@@ -1,17 +1,8 @@
 //! k-NN against numpy (tools/fixtures/knn.py), closed cases, and every refusal.
 
 use super::*;
+use crate::measure::probe::fixture::{Fixture, features};
 use serde::Deserialize;
-
-#[derive(Deserialize)]
-struct Fixture {
-    d: usize,
-    train: Vec<f32>,
-    train_labels: Vec<i64>,
-    test: Vec<f32>,
-    test_labels: Vec<i64>,
-    cases: Vec<Case>,
-}
 
 #[derive(Deserialize)]
 struct Case {
@@ -21,20 +12,11 @@ struct Case {
     accuracy: f64,
 }
 
-fn features(d: usize, values: &[f32], labels: &[i64]) -> Features {
-    Features {
-        n: labels.len(),
-        d,
-        values: values.to_vec(),
-        labels: labels.to_vec(),
-    }
-}
-
 #[test]
 fn predictions_are_numpys() {
-    let fixture: Fixture = serde_json::from_str(include_str!("../../../../tests/fixtures/knn.json")).unwrap();
-    let train = features(fixture.d, &fixture.train, &fixture.train_labels);
-    let test = features(fixture.d, &fixture.test, &fixture.test_labels);
+    let fixture: Fixture<Case> = serde_json::from_str(include_str!("../../../../tests/fixtures/knn.json")).unwrap();
+    let train = fixture.train();
+    let test = fixture.test();
     for case in &fixture.cases {
         let predicted = knn_predict(&train, &test, case.k, case.temperature).unwrap();
         assert_eq!(predicted, case.predicted, "k {} T {}", case.k, case.temperature);

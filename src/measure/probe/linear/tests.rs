@@ -1,17 +1,8 @@
 //! The linear probe against torch in float64 (tools/fixtures/linear.py), closed cases, and every refusal.
 
 use super::*;
+use crate::measure::probe::fixture::{Fixture, features};
 use serde::Deserialize;
-
-#[derive(Deserialize)]
-struct Fixture {
-    d: usize,
-    train: Vec<f32>,
-    train_labels: Vec<i64>,
-    test: Vec<f32>,
-    test_labels: Vec<i64>,
-    cases: Vec<Case>,
-}
 
 #[derive(Deserialize)]
 struct Case {
@@ -19,15 +10,6 @@ struct Case {
     logits: Vec<f64>,
     predicted: Vec<i64>,
     accuracy: f64,
-}
-
-fn features(d: usize, values: &[f32], labels: &[i64]) -> Features {
-    Features {
-        n: labels.len(),
-        d,
-        values: values.to_vec(),
-        labels: labels.to_vec(),
-    }
 }
 
 /// Numbers in [-1, 1), the same every time.
@@ -51,9 +33,9 @@ fn blobs(n: usize, d: usize, c: usize, spread: f32, seed: u64) -> Features {
 
 #[test]
 fn logits_are_torchs_at_its_optimum() {
-    let fixture: Fixture = serde_json::from_str(include_str!("../../../../tests/fixtures/linear.json")).unwrap();
-    let train = features(fixture.d, &fixture.train, &fixture.train_labels);
-    let test = features(fixture.d, &fixture.test, &fixture.test_labels);
+    let fixture: Fixture<Case> = serde_json::from_str(include_str!("../../../../tests/fixtures/linear.json")).unwrap();
+    let train = fixture.train();
+    let test = fixture.test();
     for case in &fixture.cases {
         let options = LinearOptions {
             l2: case.l2,
