@@ -1,4 +1,4 @@
-//! From the feed's bytes to what the encoder takes: u8 `[V, N, H, W, 3]` to normalised f32 `[N, 3, H, W]`, view by view.
+//! From the feed's bytes to what the encoder takes: u8 `[V, N, H, W, 3]` to normalised f32 `[N, H, W, 3]`, view by view.
 //!
 //! In: a batch, or any bytes. Out: [`Uploaded`], which gives each view's maps as often as they are asked for.
 //! The arithmetic is torchvision's ToTensor and Normalize in f32: `(v / 255 - mean) / std`. On the CPU this pass is the only
@@ -76,7 +76,7 @@ impl<B: TrainOps> Uploaded<B> {
         self.side * self.side * 3
     }
 
-    /// One view as normalised maps `[N, 3, H, W]`, f32.
+    /// One view as normalised maps `[N, H, W, 3]`, f32.
     ///
     /// # Panics
     /// If there is no such view.
@@ -122,26 +122,22 @@ pub(super) fn on_device<B: Backend>(
     let maps = Tensor::<B, 1, Int>::from_primitive(flat)
         .slice([range])
         .reshape([n, h, w, 3])
-        .cast(FloatDType::F32)
-        .permute([0, 3, 1, 2]);
-    let channels = |values: [f32; 3]| Tensor::<B, 1>::from_floats(values, device).reshape([1, 3, 1, 1]);
+        .cast(FloatDType::F32);
+    let channels = |values: [f32; 3]| Tensor::<B, 1>::from_floats(values, device).reshape([1, 1, 1, 3]);
     (maps / 255.0 - channels(by.mean)) / channels(by.std)
 }
 
-/// On the CPU: one table look-up a byte, written plane by plane.
-pub(super) fn on_cpu(pixels: &[u8], [h, w]: [usize; 2], by: Normalize) -> Vec<f32> {
+/// On the CPU: one table look-up a byte.
+pub(super) fn on_cpu(pixels: &[u8], by: Normalize) -> Vec<f32> {
+    const CHUNK: usize = 3 << 14;
     let table: [[f32; 256]; 3] =
         std::array::from_fn(|c| std::array::from_fn(|v| (v as f32 / 255.0 - by.mean[c]) / by.std[c]));
-    let plane = h * w;
     let mut maps = vec![0.0; pixels.len()];
-    maps.par_chunks_mut(3 * plane)
-        .zip(pixels.par_chunks(3 * plane))
+    maps.par_chunks_mut(CHUNK)
+        .zip(pixels.par_chunks(CHUNK))
         .for_each(|(maps, pixels)| {
-            let (pixels, _) = pixels.as_chunks::<3>();
-            for ((c, map), table) in maps.chunks_exact_mut(plane).enumerate().zip(&table) {
-                for (value, pixel) in map.iter_mut().zip(pixels) {
-                    *value = table[usize::from(pixel[c])];
-                }
+            for (values, pixel) in maps.as_chunks_mut::<3>().0.iter_mut().zip(pixels.as_chunks::<3>().0) {
+                *values = std::array::from_fn(|c| table[c][usize::from(pixel[c])]);
             }
         });
     maps
@@ -174,7 +170,7 @@ mod tests {
         ];
         for (view, expected) in expected.iter().enumerate() {
             let maps = both.view(view, BY);
-            assert_eq!(maps.dims(), [1, 3, 1, 1]);
+            assert_eq!(maps.dims(), [1, 1, 1, 3]);
             for (value, expected) in maps.into_data().to_vec::<f32>().unwrap().iter().zip(expected) {
                 assert!((value - expected).abs() < 1e-5, "{value} {expected}");
             }

@@ -11,7 +11,7 @@ use super::resnet::{ResNet, ResNetOptions};
 /// Encoder and expander. Parameter paths are `backbone.*` and `projector.*`.
 #[derive(Module, Debug)]
 pub struct VicReg<B: Backend> {
-    /// Images `[N, 3, H, W]` -> representations `[N, C]`: what is kept.
+    /// Images `[N, H, W, 3]` -> representations `[N, C]`: what is kept.
     pub backbone: ResNet<B>,
     /// Representations -> embeddings `[N, D]`: what the loss sees.
     pub projector: Expander<B>,
@@ -29,7 +29,7 @@ impl<B: TrainOps> VicReg<B> {
         }
     }
 
-    /// `x`: `[N, 3, H, W]`, one view -> embeddings `[N, D]`.
+    /// `x`: `[N, H, W, 3]`, one view -> embeddings `[N, D]`.
     pub fn embed(&self, x: Tensor<B, 4>, mode: &mut Mode<'_, B>) -> Tensor<B, 2> {
         let h = self.backbone.forward(x, mode); // [N, C]
         self.projector.forward(h, mode)
@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn a_few_steps_lower_the_loss() {
         let device = Default::default();
-        let draw = || Tensor::<Ad, 4>::random([16, 3, 8, 8], Distribution::Normal(0.0, 1.0), &device);
+        let draw = || Tensor::<Ad, 4>::random([16, 8, 8, 3], Distribution::Normal(0.0, 1.0), &device);
         let x = draw();
         let views = [x.clone() + draw() * 0.3, x + draw() * 0.3];
         let options = OptimizerOptions {

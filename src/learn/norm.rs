@@ -1,4 +1,4 @@
-//! Batch norm with PyTorch's running statistics, for maps `[N, C, H, W]` and for rows `[N, C]`.
+//! Batch norm with PyTorch's running statistics, for maps `[N, H, W, C]` and for rows `[N, C]`.
 //!
 //! In: activations and a [`Mode`]. Out: normalised activations; in training also the batch's statistics, which the layer
 //! hands out instead of keeping: the trainer decides when they enter the running ones (view 1, then view 2; never in gradient
@@ -143,7 +143,7 @@ impl<B: Backend> BatchNorm<B> {
 }
 
 impl<B: TrainOps> BatchNorm<B> {
-    /// Normalises `x`: `[N, C]` or `[N, C, H, W]`.
+    /// Normalises `x`: `[N, C]` or `[N, H, W, C]`.
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>, mode: &mut Mode<'_, B>) -> Tensor<B, D> {
         self.run(x, None, false, mode)
     }

@@ -103,7 +103,7 @@ impl Encoder {
             let mut feed = self.open(dataset, Passes::Sequential)?;
             while let Some(batch) = feed.next()? {
                 let places: Vec<Place> = Place::all(&batch, is_test).collect();
-                let x = self.view::<B>(batch, device); // [N, 3, H, W]
+                let x = self.view::<B>(batch, device); // [N, H, W, 3]
                 for (source, halves) in sources.iter().zip(&mut halves) {
                     halves.add(&places, &source.features(&x), dataset.len())?;
                 }
@@ -163,12 +163,12 @@ impl Encoder {
 pub enum Source<'a, B: TrainOps> {
     /// A network's representations under running statistics, `[N, C]`.
     Network(&'a ResNet<B>),
-    /// The pixels themselves, normalised, `[N, 3 H W]`.
+    /// The pixels themselves, normalised, `[N, H W 3]`.
     Pixels,
 }
 
 impl<B: TrainOps> Source<'_, B> {
-    /// Of images `[N, 3, H, W]`, row by row.
+    /// Of images `[N, H, W, 3]`, row by row.
     fn features(&self, x: &Tensor<B, 4>) -> Vec<f32> {
         let features = match self {
             Self::Network(network) => network.forward(x.clone(), &mut Mode::Eval).into_data(),

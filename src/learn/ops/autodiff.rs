@@ -7,12 +7,12 @@ use super::{ConvArgs, LateRead, NormSaved, Normed, TrainOps, primitive, tensor};
 use crate::learn::input::{Normalize, Pixels};
 use crate::learn::vicreg::{LossOptions, LossTerms, closed_form};
 use burn::tensor::{
-    DType, Tensor,
+    Tensor,
     backend::AutodiffBackend,
     ops::{FloatTensor, IntTensor},
 };
 use burn_autodiff::{
-    Autodiff, NodeId,
+    Autodiff,
     checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
     grads::Gradients,
     ops::{Backward, Ops, OpsKind},
@@ -100,8 +100,12 @@ impl<B: TrainOps, C: CheckpointStrategy> TrainOps for Autodiff<B, C> {
         LossTerms::from_inner(terms, tensor(loss))
     }
 
-    fn pooled_type(dtype: DType) -> DType {
-        B::pooled_type(dtype)
+    fn max_pool(x: FloatTensor<Self>, kernel: usize, args: ConvArgs) -> FloatTensor<Self> {
+        let y = B::max_pool(x.primitive.clone(), kernel, args);
+        match PoolBackward.prepare::<C>([x.node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((x.primitive, y.clone(), kernel, args), y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
     }
 
     const RUN_AHEAD: usize = B::RUN_AHEAD;
@@ -125,6 +129,23 @@ impl<B: TrainOps, C: CheckpointStrategy> TrainOps for Autodiff<B, C> {
     }
 }
 
+/// Adds a gradient to what the node has already. burn would add by itself, on one thread, and free what it added. (A macro, since
+/// burn does not let a node's type be named.)
+macro_rules! register {
+    ($backend:ident, $grads:ident, $node:expr, $grad:expr) => {{
+        let (node, grad) = ($node, $grad);
+        let id = node.id;
+        // A gradient is found by its node alone.
+        let mut slot = Autodiff::<$backend>::from_inner(grad);
+        slot.node = node;
+        let grad = match $grads.remove::<$backend>(&slot) {
+            Some(other) => $backend::accumulate(slot.primitive, other),
+            None => slot.primitive,
+        };
+        $grads.register::<$backend>(id, grad);
+    }};
+}
+
 #[derive(Debug)]
 struct VicregBackward;
 
@@ -137,7 +158,7 @@ impl<B: TrainOps> Backward<B, 2> for VicregBackward {
         for (parent, gradient) in ops.parents.into_iter().zip(ops.state) {
             if let Some(node) = parent {
                 let gradient: Tensor<B, 2> = tensor(gradient);
-                register::<B>(grads, node.id, primitive(gradient * grad.clone().unsqueeze()));
+                register!(B, grads, node, primitive(gradient * grad.clone().unsqueeze()));
             }
         }
     }
@@ -153,16 +174,32 @@ impl<B: TrainOps> Backward<B, 2> for ConvBackward {
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
         let (x, weight, args) = ops.state;
-        let [x_node, weight_node] = ops.parents.map(|parent| parent.map(|node| node.id));
-        if let Some(id) = weight_node {
-            register::<B>(
-                grads,
-                id,
-                B::conv_weight_grad(x.clone(), weight.clone(), grad.clone(), args),
-            );
+        let [x_node, weight_node] = ops.parents;
+        match (x_node, weight_node) {
+            (Some(x_node), Some(weight_node)) => {
+                let weight_grad = B::conv_weight_grad(x.clone(), weight.clone(), grad.clone(), args);
+                register!(B, grads, weight_node, weight_grad);
+                register!(B, grads, x_node, B::conv_input_grad(x, weight, grad, args));
+            }
+            (Some(node), None) => register!(B, grads, node, B::conv_input_grad(x, weight, grad, args)),
+            (None, Some(node)) => register!(B, grads, node, B::conv_weight_grad(x, weight, grad, args)),
+            (None, None) => {}
         }
-        if let Some(id) = x_node {
-            register::<B>(grads, id, B::conv_input_grad(x, weight, grad, args));
+    }
+}
+
+#[derive(Debug)]
+struct PoolBackward;
+
+impl<B: TrainOps> Backward<B, 1> for PoolBackward {
+    /// Input, output, side of the kernel, arguments.
+    type State = (FloatTensor<B>, FloatTensor<B>, usize, ConvArgs);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (x, y, kernel, args) = ops.state;
+        if let [Some(node)] = ops.parents {
+            register!(B, grads, node, B::max_pool_grad(x, y, grad, kernel, args));
         }
     }
 }
@@ -174,9 +211,12 @@ impl<B: TrainOps> Backward<B, 3> for NormBackward {
     type State = NormSaved<B>;
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
-        let [x, gamma, beta] = ops.parents.map(|parent| parent.map(|node| node.id));
         let grad = grads.consume::<B>(&ops.node);
-        register_norm::<B>(grads, [x, gamma, beta, None], ops.state, grad);
+        for (node, grad) in ops.parents.into_iter().zip(norm_grads(ops.state, grad)) {
+            if let (Some(node), Some(grad)) = (node, grad) {
+                register!(B, grads, node, grad);
+            }
+        }
     }
 }
 
@@ -184,33 +224,17 @@ impl<B: TrainOps> Backward<B, 4> for NormBackward {
     type State = NormSaved<B>;
 
     fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
-        let parents = ops.parents.map(|parent| parent.map(|node| node.id));
         let grad = grads.consume::<B>(&ops.node);
-        register_norm::<B>(grads, parents, ops.state, grad);
-    }
-}
-
-/// Computes batch norm's gradients and hands each to the parent that asked.
-fn register_norm<B: TrainOps>(
-    grads: &mut Gradients,
-    parents: [Option<NodeId>; 4],
-    saved: NormSaved<B>,
-    grad: FloatTensor<B>,
-) {
-    let computed = B::norm_grad(saved, grad);
-    let computed = [
-        Some(computed.input),
-        Some(computed.gamma),
-        Some(computed.beta),
-        computed.residual,
-    ];
-    for (parent, grad) in parents.into_iter().zip(computed) {
-        if let (Some(id), Some(grad)) = (parent, grad) {
-            register::<B>(grads, id, grad);
+        for (node, grad) in ops.parents.into_iter().zip(norm_grads(ops.state, grad)) {
+            if let (Some(node), Some(grad)) = (node, grad) {
+                register!(B, grads, node, grad);
+            }
         }
     }
 }
 
-fn register<B: TrainOps>(grads: &mut Gradients, id: NodeId, grad: FloatTensor<B>) {
-    grads.register::<B>(id, grad);
+/// The gradients in the order of the parents: input, scale, shift, residual.
+fn norm_grads<B: TrainOps>(saved: NormSaved<B>, grad: FloatTensor<B>) -> [Option<FloatTensor<B>>; 4] {
+    let grads = B::norm_grad(saved, grad);
+    [Some(grads.input), Some(grads.gamma), Some(grads.beta), grads.residual]
 }

@@ -1,13 +1,14 @@
 //! Convolution on the CPU, forward and the input's gradient, as gathered products (see [`super::gather`]).
 //!
-//! In and out: contiguous slices in NCHW. A few samples at a time are padded into a scratch that stays in cache; channels are
-//! the lanes. The input gradient of a strided convolution falls apart into stride x stride convolutions of stride 1, one a
+//! In and out: contiguous slices in NHWC; channels are the lanes. A few samples at a time are padded into a scratch that stays
+//! in cache. What Winograd's algorithm does with fewer products goes to [`super::winograd`]. The input gradient of a strided convolution falls apart into stride x stride convolutions of stride 1, one a
 //! phase, so no product with zero is computed.
 //! Invariant: chunks depend on shapes alone and are added in order, so that any number of threads gives the same bits.
 
 use super::{
-    ConvArgs,
+    ConvArgs, buffers,
     gather::{Block, Lanes, Product},
+    winograd,
 };
 use pulp::Arch;
 use rayon::prelude::*;
@@ -37,7 +38,7 @@ impl ConvShape {
     /// # Panics
     /// When the shapes contradict each other: a network that was put together wrongly.
     pub(super) fn new(x: &[usize], weight: &[usize], args: ConvArgs) -> Self {
-        let (&[n, cin, h, w], &[cout, wcin, kh, kw]) = (x, weight) else {
+        let (&[n, h, w, cin], &[cout, wcin, kh, kw]) = (x, weight) else {
             panic!(
                 "convolution of a map of rank {} and a kernel of rank {}",
                 x.len(),
@@ -55,8 +56,9 @@ impl ConvShape {
         }
     }
 
-    pub(super) fn taps(&self) -> usize {
-        self.input[0] * self.kernel[0] * self.kernel[1]
+    /// Place of a kernel's value in `[Cout, Cin, Kh, Kw]`; `at` counts over the kernel's area.
+    pub(super) fn place(&self, output: usize, input: usize, at: usize) -> usize {
+        (output * self.input[0] + input) * self.kernel[0] * self.kernel[1] + at
     }
 }
 
@@ -64,7 +66,7 @@ pub(super) fn volume(dims: [usize; 3]) -> usize {
     dims.iter().product()
 }
 
-/// Zeros around each plane of `[C, H, W]`, by axis: (before, after).
+/// Zeros around each image `[H, W, C]` (`dims` are C, H, W), by axis: (before, after).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Border {
     pub(super) dims: [usize; 3],
@@ -78,21 +80,35 @@ impl Border {
         [c, h + self.rows.0 + self.rows.1, w + self.columns.0 + self.columns.1]
     }
 
+    /// Whether there is none.
+    fn is_empty(&self) -> bool {
+        self.padded() == self.dims
+    }
+
+    /// Floats that the samples in `source` take with their borders; none where they are read as they are.
+    pub(super) fn length(&self, source: &[f32]) -> usize {
+        if self.is_empty() {
+            0
+        } else {
+            source.len() / volume(self.dims) * volume(self.padded())
+        }
+    }
+
     /// Copies the samples in `source` with their borders; borrows them where there is no border.
-    pub(super) fn apply<'a>(&self, source: &'a [f32], scratch: &'a mut Vec<f32>) -> &'a [f32] {
-        let ([_, h, w], [_, ph, pw]) = (self.dims, self.padded());
-        if (h, w) == (ph, pw) {
+    pub(super) fn apply<'a>(&self, source: &'a [f32], padded: &'a mut [f32]) -> &'a [f32] {
+        let ([c, h, w], [_, _, pw]) = (self.dims, self.padded());
+        if self.is_empty() {
             return source;
         }
-        scratch.clear();
-        scratch.resize(source.len() / (h * w) * ph * pw, 0.0);
-        for (from, to) in source.chunks_exact(h * w).zip(scratch.chunks_exact_mut(ph * pw)) {
-            let rows = to.chunks_exact_mut(pw).skip(self.rows.0);
-            for (from, to) in from.chunks_exact(w).zip(rows) {
-                to[self.columns.0..][..w].copy_from_slice(from);
+        padded.fill(0.0);
+        let samples = padded.chunks_exact_mut(volume(self.padded()));
+        for (from, to) in source.chunks_exact(h * w * c).zip(samples) {
+            let rows = to.chunks_exact_mut(pw * c).skip(self.rows.0);
+            for (from, to) in from.chunks_exact(w * c).zip(rows) {
+                to[self.columns.0 * c..][..w * c].copy_from_slice(from);
             }
         }
-        scratch
+        padded
     }
 }
 
@@ -100,40 +116,36 @@ impl Border {
 struct Phase {
     /// Base of each pixel in a padded sample.
     pixels: Vec<u32>,
-    /// Place of each pixel in an output plane.
-    places: Vec<u32>,
-    /// Whether the pixels are all of the plane, in order.
-    whole: bool,
+    /// Pixel of an output image that each is; all in order where there is no list.
+    places: Option<Vec<u32>>,
     /// Offset of each tap.
     taps: Vec<u32>,
     /// Weights by block of output channels, `[taps, width]`.
     panels: Vec<(Block, Vec<f32>)>,
 }
 
-/// `out[N, Cout, Ho, Wo] = x * weight`.
+/// `out[N, Ho, Wo, Cout] = x * weight`.
 pub(super) fn forward(arch: Arch, x: &[f32], weight: &[f32], shape: ConvShape) -> Vec<f32> {
+    if let Some(plan) = winograd::Plan::forward(&shape) {
+        let weight = |tap, input, output| weight[shape.place(output, input, tap)];
+        return winograd::convolve(arch, x, weight, &plan);
+    }
     let (border, pixels, taps) = forward_gather(&shape);
-    let places = (0..pixels.len() as u32).collect();
-    let taps_count = taps.len();
-    let panels = pack(arch, shape.output[0], taps_count, |channel, tap| {
-        weight[channel * taps_count + tap]
+    let cin = shape.input[0];
+    let panels = pack(arch, shape.output[0], taps.len(), |channel, tap| {
+        weight[shape.place(channel, tap % cin, tap / cin)]
     });
-    run(
-        arch,
-        x,
-        border,
-        &[Phase {
-            pixels,
-            places,
-            whole: true,
-            taps,
-            panels,
-        }],
-        shape.output,
-    )
+    let phase = Phase {
+        pixels,
+        places: None,
+        taps,
+        panels,
+    };
+    run(arch, x, border, vec![phase], shape.output)
 }
 
-/// Borders, pixel bases and tap offsets of the forward convolution; the weight gradient gathers by the same lists.
+/// Borders, pixel bases and tap offsets (row, column, channel) of the forward convolution; the weight gradient gathers by the
+/// same lists.
 pub(super) fn forward_gather(shape: &ConvShape) -> (Border, Vec<u32>, Vec<u32>) {
     let ConvArgs { stride, padding } = shape.args;
     let border = Border {
@@ -141,14 +153,13 @@ pub(super) fn forward_gather(shape: &ConvShape) -> (Border, Vec<u32>, Vec<u32>) 
         rows: (padding, padding),
         columns: (padding, padding),
     };
-    let [_, ph, pw] = border.padded();
+    let [c, _, pw] = border.padded();
     let ([_, ho, wo], [kh, kw]) = (shape.output, shape.kernel);
     let pixels = (0..ho)
-        .flat_map(|i| (0..wo).map(move |j| ((i * pw + j) * stride) as u32))
+        .flat_map(|i| (0..wo).map(move |j| ((i * pw + j) * stride * c) as u32))
         .collect();
-    let tap = |c: usize, i: usize, j: usize| (c * ph * pw + i * pw + j) as u32;
-    let taps = (0..shape.input[0])
-        .flat_map(|c| (0..kh).flat_map(move |i| (0..kw).map(move |j| tap(c, i, j))))
+    let taps = (0..kh)
+        .flat_map(|i| (0..kw * c).map(move |j| (i * pw * c + j) as u32))
         .collect();
     (border, pixels, taps)
 }
@@ -160,33 +171,47 @@ fn pack(
     taps: usize,
     weight: impl Fn(usize, usize) -> f32 + Sync,
 ) -> Vec<(Block, Vec<f32>)> {
-    let pack = |block: Block| {
-        let mut panel = vec![0.0; taps * block.width];
+    let blocks = Lanes::of(arch).blocks(channels).into_iter();
+    let mut panels: Vec<_> = blocks.map(|block| (block, buffers::take(taps * block.width))).collect();
+    panels.par_iter_mut().for_each(|(block, panel)| {
         for (tap, lanes) in panel.chunks_exact_mut(block.width).enumerate() {
-            for (lane, value) in lanes[..block.channels].iter_mut().enumerate() {
-                *value = weight(block.first + lane, tap);
+            for (lane, value) in lanes.iter_mut().enumerate() {
+                *value = if lane < block.channels {
+                    weight(block.first + lane, tap)
+                } else {
+                    0.0
+                };
             }
         }
-        (block, panel)
-    };
-    Lanes::of(arch).blocks(channels).into_par_iter().map(pack).collect()
+    });
+    panels
 }
 
 /// Runs all phases over the batch, a few samples at a time.
-fn run(arch: Arch, source: &[f32], border: Border, phases: &[Phase], output: [usize; 3]) -> Vec<f32> {
+fn run(arch: Arch, source: &[f32], border: Border, phases: Vec<Phase>, output: [usize; 3]) -> Vec<f32> {
     let (sample_in, sample_out) = (volume(border.dims), volume(output));
-    let mut out = vec![0.0; source.len() / sample_in * sample_out];
+    let length = source.len() / sample_in * sample_out;
+    // A stride that jumps over the kernel leaves pixels that no tap reaches.
+    let all = phases.iter().all(|phase| !phase.taps.is_empty());
+    let mut out = if all {
+        buffers::take(length)
+    } else {
+        buffers::zeros(length)
+    };
     let samples = CHUNK_PIXELS.div_ceil(output[1] * output[2]);
     out.par_chunks_mut(samples * sample_out)
         .zip(source.par_chunks(samples * sample_in))
         .for_each(|(out, source)| {
-            let mut scratch = Vec::new();
-            let source = border.apply(source, &mut scratch);
-            let stride = volume(border.padded()) as u32;
-            for phase in phases {
-                phase.run(arch, source, stride, out, output);
-            }
+            buffers::with([border.length(source)], |[padded]| {
+                let source = border.apply(source, padded);
+                let stride = volume(border.padded()) as u32;
+                for phase in &phases {
+                    phase.run(arch, source, stride, out, output);
+                }
+            });
         });
+    let panels = phases.into_iter().flat_map(|phase| phase.panels);
+    panels.for_each(|(_, panel)| buffers::give(panel));
     out
 }
 
@@ -200,61 +225,55 @@ impl Phase {
         let rows: Vec<u32> = (0..samples)
             .flat_map(|s| self.pixels.iter().map(move |p| p + s * stride))
             .collect();
-        let mut sums = Vec::new();
-        for (index, rows) in rows.chunks(PIXEL_BLOCK).enumerate() {
-            for (block, panel) in &self.panels {
-                sums.resize(rows.len() * block.width, 0.0);
-                let slices = self.taps.chunks(TAP_BLOCK).zip(panel.chunks(TAP_BLOCK * block.width));
-                for (k, (cols, panel)) in slices.enumerate() {
-                    Product {
-                        source,
-                        rows,
-                        cols,
-                        panel,
-                        block: *block,
-                        out: &mut sums,
-                        add: k > 0,
-                    }
-                    .run(arch);
+        let Some(places) = &self.places else {
+            let rows = rows.chunks(PIXEL_BLOCK).zip(out.chunks_mut(PIXEL_BLOCK * output[0]));
+            return rows.for_each(|(rows, out)| self.product(arch, source, rows, out, output[0]));
+        };
+        let image = output[1] * output[2];
+        let places = (0..samples as usize).flat_map(|s| places.iter().map(move |&p| s * image + p as usize));
+        let places: Vec<usize> = places.collect();
+        buffers::with([PIXEL_BLOCK.min(rows.len()) * output[0]], |[sums]| {
+            for (rows, places) in rows.chunks(PIXEL_BLOCK).zip(places.chunks(PIXEL_BLOCK)) {
+                let sums = &mut sums[..rows.len() * output[0]];
+                self.product(arch, source, rows, sums, output[0]);
+                for (&place, sums) in places.iter().zip(sums.chunks_exact(output[0])) {
+                    out[place * output[0]..][..output[0]].copy_from_slice(sums);
                 }
-                self.store(&sums, index * PIXEL_BLOCK, *block, out, output);
             }
-        }
+        });
     }
 
-    /// Transposes sums `[pixels, width]` into planes; `first` counts pixels over samples.
-    fn store(&self, sums: &[f32], first: usize, block: Block, out: &mut [f32], output: [usize; 3]) {
-        let (plane, pixels) = (output[1] * output[2], self.pixels.len());
-        let (mut done, count) = (0, sums.len() / block.width);
-        while done < count {
-            let (sample, pixel) = ((first + done) / pixels, (first + done) % pixels);
-            let run = (count - done).min(pixels - pixel);
-            let places = &self.places[pixel..pixel + run];
-            let sums = &sums[done * block.width..(done + run) * block.width];
-            for channel in 0..block.channels {
-                let to = &mut out[(sample * output[0] + block.first + channel) * plane..][..plane];
-                let values = sums[channel..].iter().step_by(block.width);
-                if self.whole {
-                    to[pixel..pixel + run]
-                        .iter_mut()
-                        .zip(values)
-                        .for_each(|(to, &value)| *to = value);
-                } else {
-                    places
-                        .iter()
-                        .zip(values)
-                        .for_each(|(&place, &value)| to[place as usize] = value);
+    /// `out[pixel][channel]` of some pixels.
+    fn product(&self, arch: Arch, source: &[f32], rows: &[u32], out: &mut [f32], channels: usize) {
+        for (block, panel) in &self.panels {
+            let slices = self.taps.chunks(TAP_BLOCK).zip(panel.chunks(TAP_BLOCK * block.width));
+            for (k, (cols, panel)) in slices.enumerate() {
+                Product {
+                    source,
+                    rows,
+                    cols,
+                    panel,
+                    panel_pitch: block.width,
+                    block: *block,
+                    out: &mut out[block.first..],
+                    pitch: channels,
+                    add: k > 0,
                 }
+                .run(arch);
             }
-            done += run;
         }
     }
 }
 
-/// Gradient of the input, `[N, Cin, H, W]`, from that of the output.
+/// Gradient of the input, `[N, H, W, Cin]`, from that of the output.
 ///
 /// `dx[h] = sum_k g[(h + padding - k) / stride] w[k]` over the taps k that divide: they depend on h mod stride alone.
 pub(super) fn input_grad(arch: Arch, grad: &[f32], weight: &[f32], shape: ConvShape) -> Vec<f32> {
+    if let Some(plan) = winograd::Plan::input_grad(&shape) {
+        // The kernel turned round, its channels exchanged.
+        let weight = |tap, input, output| weight[shape.place(input, output, 8 - tap)];
+        return winograd::convolve(arch, grad, weight, &plan);
+    }
     let ([cout, ho, wo], [cin, h, w], [kh, kw]) = (shape.output, shape.input, shape.kernel);
     let rows = Axis::new(h, ho, kh, shape.args);
     let columns = Axis::new(w, wo, kw, shape.args);
@@ -263,38 +282,41 @@ pub(super) fn input_grad(arch: Arch, grad: &[f32], weight: &[f32], shape: ConvSh
         rows: rows.border,
         columns: columns.border,
     };
-    let [_, ph, pw] = border.padded();
+    let pw = border.padded()[2];
     let mut phases = Vec::new();
     for row in &rows.phases {
         for column in &columns.phases {
-            let pair = |from: &[usize], to: &[usize], pitch: usize| -> Vec<u32> {
+            let pair = |from: &[usize], to: &[usize], pitch: usize, size: usize| -> Vec<u32> {
                 from.iter()
-                    .flat_map(|i| to.iter().map(move |j| (i * pitch + j) as u32))
+                    .flat_map(|i| to.iter().map(move |j| ((i * pitch + j) * size) as u32))
                     .collect()
             };
             let kernel: Vec<(usize, usize)> = row
                 .taps
                 .iter()
-                .flat_map(|a| column.taps.iter().map(move |b| (a.0 * kw + b.0, a.1 * pw + b.1)))
+                .flat_map(|a| {
+                    column
+                        .taps
+                        .iter()
+                        .map(move |b| (a.0 * kw + b.0, (a.1 * pw + b.1) * cout))
+                })
                 .collect();
-            let taps = (0..cout)
-                .flat_map(|c| kernel.iter().map(move |(_, offset)| (c * ph * pw + offset) as u32))
-                .collect::<Vec<_>>();
+            let taps: Vec<u32> = kernel
+                .iter()
+                .flat_map(|(_, offset)| (0..cout).map(move |c| (c + offset) as u32))
+                .collect();
             let panels = pack(arch, cin, taps.len(), |channel, tap| {
-                let (c, (k, _)) = (tap / kernel.len(), kernel[tap % kernel.len()]);
-                weight[(c * cin + channel) * kh * kw + k]
+                weight[shape.place(tap % cout, channel, kernel[tap / cout].0)]
             });
-            let pixels = pair(&row.bases(), &column.bases(), pw);
             phases.push(Phase {
-                pixels,
-                places: pair(&row.places, &column.places, w),
-                whole: shape.args.stride == 1,
+                pixels: pair(&row.bases(), &column.bases(), pw, cout),
+                places: (shape.args.stride > 1).then(|| pair(&row.places, &column.places, w, 1)),
                 taps,
                 panels,
             });
         }
     }
-    run(arch, grad, border, &phases, shape.input)
+    run(arch, grad, border, phases, shape.input)
 }
 
 /// One axis of the input gradient.

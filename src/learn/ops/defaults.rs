@@ -9,8 +9,17 @@ fn options(args: ConvArgs) -> ConvOptions<2> {
     ConvOptions::new([args.stride; 2], [args.padding; 2], [1; 2], 1)
 }
 
+/// `[N, H, W, C]` as burn's `[N, C, H, W]`: the same values, seen otherwise.
+fn channels_first<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_permute(x, &[0, 3, 1, 2])
+}
+
+fn channels_last<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_permute(x, &[0, 2, 3, 1])
+}
+
 pub(super) fn conv<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, args: ConvArgs) -> FloatTensor<B> {
-    B::conv2d(x, weight, None, options(args))
+    channels_last::<B>(B::conv2d(channels_first::<B>(x), weight, None, options(args)))
 }
 
 pub(super) fn conv_input_grad<B: Backend>(
@@ -19,7 +28,8 @@ pub(super) fn conv_input_grad<B: Backend>(
     grad: FloatTensor<B>,
     args: ConvArgs,
 ) -> FloatTensor<B> {
-    B::conv2d_x_backward(x, weight, grad, options(args))
+    let [x, grad] = [x, grad].map(channels_first::<B>);
+    channels_last::<B>(B::conv2d_x_backward(x, weight, grad, options(args)))
 }
 
 pub(super) fn conv_weight_grad<B: Backend>(
@@ -28,31 +38,47 @@ pub(super) fn conv_weight_grad<B: Backend>(
     grad: FloatTensor<B>,
     args: ConvArgs,
 ) -> FloatTensor<B> {
+    let [x, grad] = [x, grad].map(channels_first::<B>);
     B::conv2d_weight_backward(x, weight, grad, options(args))
 }
 
-/// `[N, C]` or `[N, C, H, W]` as f32 `[N, C, P]`, P pixels.
-fn planes<B: Backend>(x: FloatTensor<B>) -> Tensor<B, 3> {
-    let shape = x.shape();
-    let (n, c) = (shape[0], shape[1]);
-    let pixels = shape.num_elements() / (n * c).max(1);
-    cast(tensor(B::float_reshape(x, [n, c, pixels].into())), DType::F32)
+pub(super) fn max_pool<B: Backend>(x: FloatTensor<B>, kernel: usize, args: ConvArgs) -> FloatTensor<B> {
+    let ConvArgs { stride, padding } = args;
+    let x = channels_first::<B>(x);
+    channels_last::<B>(B::max_pool2d(x, [kernel; 2], [stride; 2], [padding; 2], [1; 2], false))
 }
 
-/// `[N, C, P]` in the given type and shape.
-fn maps<B: Backend>(x: Tensor<B, 3>, dtype: DType, shape: burn::tensor::Shape) -> FloatTensor<B> {
+/// Finds anew where the largest values were.
+pub(super) fn max_pool_grad<B: Backend>(
+    x: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    kernel: usize,
+    args: ConvArgs,
+) -> FloatTensor<B> {
+    let [x, grad] = [x, grad].map(channels_first::<B>);
+    let [kernel, stride, padding] = [[kernel; 2], [args.stride; 2], [args.padding; 2]];
+    let pooled = B::max_pool2d_with_indices(x.clone(), kernel, stride, padding, [1; 2], false);
+    let back = B::max_pool2d_with_indices_backward(x, kernel, stride, padding, [1; 2], false, grad, pooled.indices);
+    channels_last::<B>(back.x_grad)
+}
+
+/// `[N, C]` or `[N, H, W, C]` as f32 `[rows, C]`.
+fn rows<B: Backend>(x: FloatTensor<B>) -> Tensor<B, 2> {
+    let shape = x.shape();
+    let c = shape[shape.num_dims() - 1];
+    let rows = shape.num_elements() / c.max(1);
+    cast(tensor(B::float_reshape(x, [rows, c].into())), DType::F32)
+}
+
+/// `[rows, C]` in the given type and shape.
+fn maps<B: Backend>(x: Tensor<B, 2>, dtype: DType, shape: burn::tensor::Shape) -> FloatTensor<B> {
     B::float_reshape(primitive(cast(x, dtype)), shape)
 }
 
-/// `[C]` as `[1, C, 1]`.
-fn channels<B: Backend>(x: FloatTensor<B>) -> Tensor<B, 3> {
+/// `[C]` as `[1, C]`.
+fn channels<B: Backend>(x: FloatTensor<B>) -> Tensor<B, 2> {
     let c = x.shape()[0];
-    tensor(B::float_reshape(x, [1, c, 1].into()))
-}
-
-/// Sum over samples and pixels: `[N, C, P]` to `[1, C, 1]`.
-fn sum_channels<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
-    x.sum_dim(2).sum_dim(0)
+    tensor(B::float_reshape(x, [1, c].into()))
 }
 
 pub(super) fn norm<B: Backend>(
@@ -63,15 +89,14 @@ pub(super) fn norm<B: Backend>(
     relu: bool,
     epsilon: f64,
 ) -> Normed<B> {
-    let planes = planes::<B>(x.clone());
-    let [n, c, pixels] = planes.dims();
-    let count = (n * pixels) as f64;
-    let mean = sum_channels(planes.clone()) / count;
-    let centred = planes - mean.clone();
-    let variance = sum_channels(centred.clone() * centred) / count;
+    let rows = rows::<B>(x.clone());
+    let [_, c] = rows.dims();
+    let mean = rows.clone().mean_dim(0);
+    let centred = rows - mean.clone();
+    let variance = (centred.clone() * centred).mean_dim(0);
     let scale = channels::<B>(gamma) / (variance.clone() + epsilon).sqrt();
     let shift = channels::<B>(beta) - mean.clone() * scale.clone();
-    let flat = |t: Tensor<B, 3>| primitive(t.reshape([c]));
+    let flat = |t: Tensor<B, 2>| primitive(t.reshape([c]));
     Normed {
         output: affine::<B>(x, flat(scale), flat(shift), residual, relu),
         mean: flat(mean.detach()),
@@ -87,9 +112,9 @@ pub(super) fn affine<B: Backend>(
     relu: bool,
 ) -> FloatTensor<B> {
     let (shape, dtype) = (x.shape(), x.dtype());
-    let mut y = planes::<B>(x) * channels::<B>(scale) + channels::<B>(shift);
+    let mut y = rows::<B>(x) * channels::<B>(scale) + channels::<B>(shift);
     if let Some(residual) = residual {
-        y = y + planes::<B>(residual);
+        y = y + rows::<B>(residual);
     }
     if relu {
         y = burn::tensor::activation::relu(y);
@@ -99,17 +124,17 @@ pub(super) fn affine<B: Backend>(
 
 pub(super) fn norm_grad<B: Backend>(saved: NormSaved<B>, grad: FloatTensor<B>) -> NormGrads<B> {
     let (shape, dtype) = (grad.shape(), grad.dtype());
-    let mut grad = planes::<B>(grad);
+    let mut grad = rows::<B>(grad);
     if let Some(output) = saved.rectified {
-        let mask = planes::<B>(output).lower_equal_elem(0.0);
+        let mask = rows::<B>(output).lower_equal_elem(0.0);
         grad = grad.mask_fill(mask, 0.0);
     }
-    let [n, c, pixels] = grad.dims();
-    let count = (n * pixels) as f64;
+    let [count, c] = grad.dims();
+    let count = count as f64;
     let inverse = (channels::<B>(saved.variance) + saved.epsilon).sqrt().recip();
-    let normalised = (planes::<B>(saved.input) - channels::<B>(saved.mean)) * inverse.clone();
-    let beta = sum_channels(grad.clone());
-    let gamma = sum_channels(grad.clone() * normalised.clone());
+    let normalised = (rows::<B>(saved.input) - channels::<B>(saved.mean)) * inverse.clone();
+    let beta = grad.clone().sum_dim(0);
+    let gamma = (grad.clone() * normalised.clone()).sum_dim(0);
     let centred = grad.clone() - beta.clone() / count - normalised * (gamma.clone() / count);
     let input = centred * (channels::<B>(saved.gamma) * inverse);
     NormGrads {

@@ -5,16 +5,19 @@
 
 use super::{
     ConvArgs, NormGrads, NormSaved, Normed, TrainOps,
-    batch_norm::{self, After, Planes, Saved},
-    cast_primitive,
+    batch_norm::{self, After, Rows, Saved},
+    buffers, cast_primitive,
     conv::{self, ConvShape},
-    conv_weight, primitive,
+    conv_weight,
+    pool::{self, PoolShape},
+    primitive,
 };
 use crate::learn::input::{self, Normalize, Pixels};
-use burn::tensor::{DType, TensorData, ops::FloatTensor, ops::IntTensor};
+use burn::tensor::{DType, TensorData, ops::FloatTensor, ops::FloatTensorOps, ops::IntTensor};
 use burn_flex::{Flex, FlexTensor};
 use bytes::Bytes;
 use pulp::Arch;
+use rayon::prelude::*;
 use std::ops::Range;
 
 /// The values of a contiguous f32 tensor.
@@ -40,6 +43,14 @@ fn into_vec(tensor: FlexTensor) -> Vec<f32> {
     tensor.into_data().into_vec().expect("the trainer's tensors are f32")
 }
 
+/// Keeps the buffer of a tensor that nobody else holds: the next operation's result may take it.
+fn recycle(tensor: FlexTensor) {
+    let whole = tensor.is_contiguous() && tensor.bytes().len() == 4 * tensor.layout().num_elements();
+    if tensor.dtype() == DType::F32 && tensor.is_unique() && whole {
+        buffers::give(into_vec(tensor));
+    }
+}
+
 fn dims(tensor: &FlexTensor) -> &[usize] {
     tensor.layout().shape().as_slice()
 }
@@ -51,7 +62,8 @@ impl TrainOps for Flex {
         let shape = ConvShape::new(dims(&x), dims(&weight), args);
         let [c, h, w] = shape.output;
         let y = conv::forward(Arch::new(), values(&x), values(&weight), shape);
-        rounded(from_vec(y, &[shape.n, c, h, w]), dtype)
+        recycle(x);
+        rounded(from_vec(y, &[shape.n, h, w, c]), dtype)
     }
 
     fn conv_input_grad(
@@ -64,7 +76,9 @@ impl TrainOps for Flex {
         let (weight, grad) = (widened(weight), widened(grad));
         let shape = ConvShape::new(dims(&x), dims(&weight), args);
         let dx = conv::input_grad(Arch::new(), values(&grad), values(&weight), shape);
-        rounded(from_vec(dx, dims(&x)), dtype)
+        let dx = from_vec(dx, dims(&x));
+        [x, grad].into_iter().for_each(recycle);
+        rounded(dx, dtype)
     }
 
     fn conv_weight_grad(
@@ -77,6 +91,7 @@ impl TrainOps for Flex {
         let (x, grad) = (widened(x), widened(grad));
         let shape = ConvShape::new(dims(&x), dims(&weight), args);
         let dw = conv_weight::weight_grad(Arch::new(), values(&x), values(&grad), shape);
+        [x, grad].into_iter().for_each(recycle);
         rounded(from_vec(dw, dims(&weight)), dtype)
     }
 
@@ -90,7 +105,7 @@ impl TrainOps for Flex {
     ) -> Normed<Self> {
         let dtype = x.dtype();
         let [x, gamma, beta] = [x, gamma, beta].map(widened);
-        let (mean, variance) = batch_norm::statistics(values(&x), Planes::of(dims(&x)));
+        let (mean, variance) = batch_norm::statistics(values(&x), Rows::of(dims(&x)));
         let (scale, shift) = batch_norm::scale_shift(values(&gamma), values(&beta), &mean, &variance, epsilon);
         let channels = [mean.len()];
         Normed {
@@ -102,22 +117,23 @@ impl TrainOps for Flex {
 
     fn norm_grad(saved: NormSaved<Self>, grad: FloatTensor<Self>) -> NormGrads<Self> {
         let (shape, dtype) = (dims(&grad).to_vec(), grad.dtype());
-        let planes = Planes::of(&shape);
         // The gradient's own buffer where nobody else holds it: no fresh pages, no copy.
-        let mut grad = into_vec(cast_primitive::<Self>(grad, DType::F32));
-        if let Some(output) = saved.rectified {
-            batch_norm::mask(&mut grad, planes, values(&widened(output)));
-        }
-        let residual = saved.residual.then(|| rounded(from_vec(grad.clone(), &shape), dtype));
+        let grad = into_vec(cast_primitive::<Self>(grad, DType::F32));
+        let rectified = saved.rectified.map(widened);
         let [x, gamma, mean, variance] = [saved.input, saved.gamma, saved.mean, saved.variance].map(widened);
-        let saved = Saved {
+        let passed = Saved {
             x: values(&x),
+            rectified: rectified.as_ref().map(values),
             gamma: values(&gamma),
             mean: values(&mean),
             variance: values(&variance),
             epsilon: saved.epsilon,
+            residual: saved.residual,
         };
-        let grads = batch_norm::gradients(grad, planes, &saved);
+        let grads = batch_norm::gradients(grad, Rows::of(&shape), &passed);
+        recycle(x);
+        rectified.map(recycle);
+        let residual = grads.residual.map(|grad| rounded(from_vec(grad, &shape), dtype));
         let channels = [grads.gamma.len()];
         NormGrads {
             input: rounded(from_vec(grads.input, &shape), dtype),
@@ -125,6 +141,23 @@ impl TrainOps for Flex {
             beta: from_vec(grads.beta, &channels),
             residual,
         }
+    }
+
+    fn accumulate(sum: FloatTensor<Self>, other: FloatTensor<Self>) -> FloatTensor<Self> {
+        if sum.dtype() != DType::F32 {
+            return Self::float_add(sum, other);
+        }
+        const CHUNK: usize = 1 << 15;
+        let other = other.to_contiguous();
+        let shape = dims(&sum).to_vec();
+        // Its own buffer where nobody else holds it.
+        let mut values_of = into_vec(sum);
+        values_of
+            .par_chunks_mut(CHUNK)
+            .zip(values(&other).par_chunks(CHUNK))
+            .for_each(|(sum, other)| sum.iter_mut().zip(other).for_each(|(a, b)| *a += b));
+        recycle(other);
+        from_vec(values_of, &shape)
     }
 
     fn affine(
@@ -139,9 +172,28 @@ impl TrainOps for Flex {
         rounded(affine(x, values(&scale), values(&shift), residual, relu), dtype)
     }
 
-    // flex pools f32, not bf16.
-    fn pooled_type(_dtype: DType) -> DType {
-        DType::F32
+    fn max_pool(x: FloatTensor<Self>, kernel: usize, args: ConvArgs) -> FloatTensor<Self> {
+        let (dtype, n) = (x.dtype(), dims(&x)[0]);
+        let shape = PoolShape::new(dims(&x), kernel, args);
+        let [c, h, w] = shape.output;
+        let y = pool::max_pool(values(&widened(x)), shape);
+        rounded(from_vec(y, &[n, h, w, c]), dtype)
+    }
+
+    fn max_pool_grad(
+        x: FloatTensor<Self>,
+        y: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        kernel: usize,
+        args: ConvArgs,
+    ) -> FloatTensor<Self> {
+        let dtype = grad.dtype();
+        let [x, y, grad] = [x, y, grad].map(widened);
+        let shape = PoolShape::new(dims(&x), kernel, args);
+        let dx = pool::max_pool_grad(values(&x), values(&y), values(&grad), shape);
+        let dx = from_vec(dx, dims(&x));
+        [x, y, grad].into_iter().for_each(recycle);
+        rounded(dx, dtype)
     }
 
     // They are where they are computed.
@@ -158,8 +210,8 @@ impl TrainOps for Flex {
     ) -> FloatTensor<Self> {
         match pixels {
             Pixels::Host(bytes) => {
-                let shape = [range.len() / (h * w * 3), 3, h, w];
-                from_vec(input::on_cpu(&bytes[range], [h, w], by), &shape)
+                let shape = [range.len() / (h * w * 3), h, w, 3];
+                from_vec(input::on_cpu(&bytes[range], by), &shape)
             }
             Pixels::Device(_) => primitive(input::on_device::<Self>(pixels, range, [h, w], by, device)),
         }
@@ -172,8 +224,9 @@ fn affine(x: FlexTensor, scale: &[f32], shift: &[f32], residual: Option<FlexTens
         residual: residual.as_ref().map(values),
         relu,
     };
-    from_vec(
-        batch_norm::affine(values(&x), Planes::of(dims(&x)), scale, shift, after),
-        dims(&x),
-    )
+    let y = batch_norm::affine(values(&x), Rows::of(dims(&x)), scale, shift, after);
+    let y = from_vec(y, dims(&x));
+    recycle(x);
+    residual.map(recycle);
+    y
 }

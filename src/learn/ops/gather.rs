@@ -33,21 +33,27 @@ impl Lanes {
         arch.dispatch(Ask)
     }
 
-    /// Cuts `channels` into blocks that fill 4, 2 or 1 vectors: (first channel, channels, width in floats).
+    /// The block of `channels` that begins at `first`: 4, 2 or 1 vectors, of which only the last may have lanes without a channel.
+    #[inline(always)]
+    pub(super) fn block(self, first: usize, channels: usize) -> Block {
+        let left = (channels - first).div_ceil(self.vector);
+        let vectors = if left >= 4 && self.most == 4 { 4 } else { left.min(2) };
+        let width = vectors * self.vector;
+        Block {
+            first,
+            channels: width.min(channels - first),
+            width,
+            vectors,
+        }
+    }
+
+    /// All blocks of `channels`.
     pub(super) fn blocks(self, channels: usize) -> Vec<Block> {
-        let mut blocks = Vec::new();
-        let mut first = 0;
-        while first < channels {
-            let left = (channels - first).div_ceil(self.vector);
-            let vectors = if left > 2 && self.most == 4 { 4 } else { left.min(2) };
-            let width = vectors * self.vector;
-            blocks.push(Block {
-                first,
-                channels: width.min(channels - first),
-                width,
-                vectors,
-            });
-            first += width;
+        let mut blocks: Vec<Block> = Vec::new();
+        while let first = blocks.last().map_or(0, |block| block.first + block.width)
+            && first < channels
+        {
+            blocks.push(self.block(first, channels));
         }
         blocks
     }
@@ -59,24 +65,27 @@ pub(super) struct Block {
     pub(super) first: usize,
     pub(super) channels: usize,
     pub(super) width: usize,
-    vectors: usize,
+    pub(super) vectors: usize,
 }
 
-/// One product. `panel`: `cols.len() x block.width`; `out`: `rows.len() x block.width`, overwritten or added to.
+/// One product. `panel`: a row a column, every `panel_pitch` floats, of which `block.width` are read. `out`: a row every `pitch`
+/// floats, of which `block.channels` are overwritten or added to.
 pub(super) struct Product<'a> {
     pub(super) source: &'a [f32],
     pub(super) rows: &'a [u32],
     pub(super) cols: &'a [u32],
     pub(super) panel: &'a [f32],
+    pub(super) panel_pitch: usize,
     pub(super) block: Block,
     pub(super) out: &'a mut [f32],
+    pub(super) pitch: usize,
     pub(super) add: bool,
 }
 
 impl Product<'_> {
     pub(super) fn run(self, arch: Arch) {
-        assert_eq!(self.panel.len(), self.cols.len() * self.block.width);
-        assert_eq!(self.out.len(), self.rows.len() * self.block.width);
+        assert!(self.cols.len() <= self.panel.len().div_ceil(self.panel_pitch));
+        assert!(self.block.channels <= self.pitch && (self.rows.len().max(1) - 1) * self.pitch <= self.out.len());
         arch.dispatch(self);
     }
 }
@@ -98,17 +107,41 @@ impl WithSimd for Product<'_> {
 
 #[inline(always)]
 fn product<S: Simd, const R: usize, const V: usize>(simd: S, p: Product<'_>) {
-    let stride = p.block.width;
-    for (rows, out) in p.rows.chunks(R).zip(p.out.chunks_mut(R * stride)) {
-        if let Ok(rows) = <&[u32; R]>::try_from(rows) {
-            tile::<S, R, V>(simd, p.source, rows, p.cols, p.panel, out, p.add);
-        } else {
-            // The last rows: repeat one to fill the tile, keep what is theirs.
-            let filled: [u32; R] = std::array::from_fn(|r| rows[r.min(rows.len() - 1)]);
-            let mut scratch = [0.0; TILE];
-            let scratch = &mut scratch[..R * stride];
-            tile::<S, R, V>(simd, p.source, &filled, p.cols, p.panel, scratch, false);
-            for (out, new) in out.iter_mut().zip(scratch) {
+    let (width, channels) = (p.block.width, p.block.channels);
+    for (rows, out) in p.rows.chunks(R).zip(p.out.chunks_mut(R * p.pitch)) {
+        if channels == width
+            && let Ok(rows) = <&[u32; R]>::try_from(rows)
+        {
+            tile::<S, R, V>(
+                simd,
+                p.source,
+                rows,
+                p.cols,
+                (p.panel, p.panel_pitch),
+                (out, p.pitch),
+                p.add,
+            );
+            continue;
+        }
+        // The last rows: repeat one to fill the tile, keep what is theirs. Lanes without a channel: likewise.
+        let filled: [u32; R] = std::array::from_fn(|r| rows[r.min(rows.len() - 1)]);
+        let mut scratch = [0.0; TILE];
+        let scratch = &mut scratch[..R * width];
+        tile::<S, R, V>(
+            simd,
+            p.source,
+            &filled,
+            p.cols,
+            (p.panel, p.panel_pitch),
+            (scratch, width),
+            false,
+        );
+        for (out, new) in out
+            .chunks_mut(p.pitch)
+            .zip(scratch.chunks_exact(width))
+            .take(rows.len())
+        {
+            for (out, new) in out[..channels].iter_mut().zip(new) {
                 *out = if p.add { *out + *new } else { *new };
             }
         }
@@ -121,14 +154,14 @@ fn tile<S: Simd, const R: usize, const V: usize>(
     source: &[f32],
     rows: &[u32; R],
     cols: &[u32],
-    panel: &[f32],
-    out: &mut [f32],
+    (panel, panel_pitch): (&[f32], usize),
+    (out, pitch): (&mut [f32], usize),
     add: bool,
 ) {
     let rows = rows.map(|r| r as usize);
-    let (panel, _) = S::as_simd_f32s(panel);
     let mut sums = [[simd.splat_f32s(0.0); V]; R];
-    for (lanes, &col) in panel.chunks_exact(V).zip(cols) {
+    for (lanes, &col) in panel.chunks(panel_pitch).zip(cols) {
+        let (lanes, _) = S::as_simd_f32s(&lanes[..V * S::F32_LANES]);
         let lanes: [S::f32s; V] = std::array::from_fn(|v| lanes[v]);
         let source = &source[col as usize..];
         for r in 0..R {
@@ -138,8 +171,9 @@ fn tile<S: Simd, const R: usize, const V: usize>(
             }
         }
     }
-    let (out, _) = S::as_mut_simd_f32s(out);
-    for (out, sums) in out.chunks_exact_mut(V).zip(sums) {
+    for (r, sums) in sums.into_iter().enumerate() {
+        let (out, _) = S::as_mut_simd_f32s(&mut out[r * pitch..]);
+        let out = &mut out[..V];
         for (out, sum) in out.iter_mut().zip(sums) {
             *out = if add { simd.add_f32s(*out, sum) } else { sum };
         }

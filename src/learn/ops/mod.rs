@@ -1,6 +1,6 @@
 //! Training operations of our own: convolution, batch norm fused with what follows it, and the loss.
 //!
-//! In and out: burn's float primitives. Default bodies are stock burn operations, so that any backend trains; `flex` (the
+//! In and out: burn's float primitives; maps have their channels last, as the fast kernels of every device want them. Default bodies are stock burn operations, so that any backend trains; `flex` (the
 //! CPU) overrides them with kernels, because stock batch norm and weight gradients would cost three quarters of a step
 //! there. `Autodiff<B>` joins forward and backward in `autodiff`; `gpu` takes bytes to a device and numbers back.
 //! Maps and weights may be bf16, their results are then bf16 as well; scales, shifts, statistics and their gradients are f32.
@@ -8,6 +8,7 @@
 
 mod autodiff;
 mod batch_norm;
+mod buffers;
 mod conv;
 mod conv_weight;
 mod defaults;
@@ -15,6 +16,10 @@ mod flex;
 mod gather;
 #[cfg(feature = "gpu")]
 mod gpu;
+mod pool;
+mod strips;
+mod transform;
+mod winograd;
 
 use super::input::{self, Normalize, Pixels};
 use super::vicreg::{LossOptions, LossTerms, closed_form};
@@ -65,7 +70,7 @@ pub struct Normed<B: Backend> {
 /// What batch norm's backward pass needs.
 #[derive(Clone, Debug)]
 pub struct NormSaved<B: Backend> {
-    /// The input, `[N, C]` or `[N, C, H, W]`.
+    /// The input, `[N, C]` or `[N, H, W, C]`.
     pub input: FloatTensor<B>,
     /// The output where it was rectified: its sign is the mask.
     pub rectified: Option<FloatTensor<B>>,
@@ -94,8 +99,8 @@ pub struct NormGrads<B: Backend> {
     pub residual: Option<FloatTensor<B>>,
 }
 
-/// A backend that trains our networks. `x` is `[N, Cin, H, W]`, a kernel `[Cout, Cin, Kh, Kw]`, an output
-/// `[N, Cout, Ho, Wo]`; batch norm takes `[N, C]` as well.
+/// A backend that trains our networks. `x` is `[N, H, W, Cin]`, a kernel `[Cout, Cin, Kh, Kw]` as in PyTorch, an output
+/// `[N, Ho, Wo, Cout]`; batch norm takes `[N, C]` as well.
 pub trait TrainOps: Backend {
     /// Convolution (cross-correlation, as the field calls it), without bias, one group.
     fn conv(x: FloatTensor<Self>, weight: FloatTensor<Self>, args: ConvArgs) -> FloatTensor<Self> {
@@ -141,6 +146,11 @@ pub trait TrainOps: Backend {
         defaults::norm_grad::<Self>(saved, grad)
     }
 
+    /// Sum of two gradients of one map: where a residual block begins.
+    fn accumulate(sum: FloatTensor<Self>, other: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_add(sum, other)
+    }
+
     /// `x scale + shift` by channel, then the residual, then the rectifier: batch norm with running statistics.
     fn affine(
         x: FloatTensor<Self>,
@@ -157,9 +167,20 @@ pub trait TrainOps: Backend {
         closed_form::<Self>(tensor(z), tensor(z_prime), options, false).0
     }
 
-    /// The type in which a max-pool of maps of type `dtype` is taken.
-    fn pooled_type(dtype: DType) -> DType {
-        dtype
+    /// Max-pool by a square kernel.
+    fn max_pool(x: FloatTensor<Self>, kernel: usize, args: ConvArgs) -> FloatTensor<Self> {
+        defaults::max_pool::<Self>(x, kernel, args)
+    }
+
+    /// Gradient of the pool's input; `y` is what [`TrainOps::max_pool`] made of `x`.
+    fn max_pool_grad(
+        x: FloatTensor<Self>,
+        _y: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        kernel: usize,
+        args: ConvArgs,
+    ) -> FloatTensor<Self> {
+        defaults::max_pool_grad::<Self>(x, grad, kernel, args)
     }
 
     /// How many steps the host may be ahead of the device when it reads a step's metrics: none where it computes itself.
@@ -228,6 +249,11 @@ pub(crate) fn cast_primitive<B: Backend>(x: FloatTensor<B>, dtype: DType) -> Flo
 /// [`TrainOps::conv`] on tensors.
 pub fn conv2d<B: TrainOps>(x: Tensor<B, 4>, weight: Tensor<B, 4>, args: ConvArgs) -> Tensor<B, 4> {
     tensor(B::conv(primitive(x), primitive(weight), args))
+}
+
+/// [`TrainOps::max_pool`] on tensors.
+pub(crate) fn max_pool<B: TrainOps>(x: Tensor<B, 4>, kernel: usize, args: ConvArgs) -> Tensor<B, 4> {
+    tensor(B::max_pool(primitive(x), kernel, args))
 }
 
 /// A tensor's float primitive.

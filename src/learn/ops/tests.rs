@@ -8,7 +8,7 @@ use super::{
 use crate::learn::norm::{BatchNorm, BatchStats};
 use burn::{
     backend::{Autodiff, Flex},
-    tensor::{Tensor, TensorData},
+    tensor::{Tensor, TensorData, ops::FloatTensor},
 };
 use pulp::Arch;
 
@@ -25,6 +25,16 @@ fn hashed<const D: usize>(shape: [usize; D], salt: u32) -> Tensor<Flex, D> {
     )
 }
 
+/// A map of PyTorch's fixtures, `[N, C, H, W]`, with its channels last.
+fn map(shape: [usize; 4], salt: u32) -> FloatTensor<Flex> {
+    primitive::<Flex, 4>(hashed(shape, salt).permute([0, 2, 3, 1]))
+}
+
+/// A map's values in PyTorch's order.
+fn channels_first(map: FloatTensor<Flex>) -> Vec<f32> {
+    floats(tensor::<Flex, 4>(map).permute([0, 3, 1, 2]))
+}
+
 fn floats<const D: usize>(tensor: Tensor<Flex, D>) -> Vec<f32> {
     tensor.into_data().to_vec().unwrap()
 }
@@ -37,8 +47,9 @@ fn difference(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// (N, Cin, H, W, Cout, Kh, Kw, stride, padding): strides 1-3, paddings 0-3, odd sizes, kernels that are not square,
-/// channels that fill no vector, several chunks, more taps than a panel slice.
-const SHAPES: [[usize; 9]; 14] = [
+/// channels that fill no vector, several chunks, more taps than a panel slice; then those that Winograd's algorithm takes, with
+/// tiles over several images, mosaics that are not full, all paddings.
+const SHAPES: [[usize; 9]; 20] = [
     [2, 3, 8, 8, 16, 3, 3, 1, 1],
     [3, 3, 17, 13, 5, 7, 7, 2, 3],
     [2, 3, 10, 10, 64, 3, 3, 1, 2],
@@ -51,6 +62,12 @@ const SHAPES: [[usize; 9]; 14] = [
     [3, 2, 6, 6, 3, 2, 2, 1, 0],
     [1, 1, 5, 5, 1, 5, 5, 1, 0],
     [1, 2, 5, 5, 4, 1, 1, 1, 2],
+    [3, 16, 8, 8, 32, 3, 3, 1, 1],
+    [6, 32, 9, 5, 16, 3, 3, 1, 1],
+    [17, 16, 5, 5, 48, 3, 3, 1, 1],
+    [2, 16, 6, 7, 16, 3, 3, 1, 2],
+    [5, 144, 4, 4, 272, 3, 3, 1, 1],
+    [2, 16, 10, 6, 16, 3, 3, 1, 0],
     [9, 3, 40, 40, 8, 3, 3, 1, 1],
     [2, 3, 6, 7, 4, 3, 3, 4, 1],
 ];
@@ -59,7 +76,7 @@ const SHAPES: [[usize; 9]; 14] = [
 fn convolution_and_its_gradients_equal_stock_burn() {
     for (i, [n, cin, h, w, cout, kh, kw, stride, padding]) in SHAPES.into_iter().enumerate() {
         let args = ConvArgs { stride, padding };
-        let x = hashed([n, cin, h, w], i as u32);
+        let x = hashed([n, h, w, cin], i as u32);
         let weight = hashed([cout, cin, kh, kw], 100 + i as u32);
         let (px, pw) = (primitive(x), primitive(weight));
         let ours = floats::<4>(tensor(Flex::conv(px.clone(), pw.clone(), args)));
@@ -92,6 +109,27 @@ fn convolution_and_its_gradients_equal_stock_burn() {
     }
 }
 
+#[test]
+fn pools_and_their_gradients_equal_stock_burn() {
+    // Odd sides, a kernel that jumps over pixels, and few enough different values that many are equal.
+    for (shape, kernel, stride, padding) in [
+        ([2, 9, 12, 5], 3, 2, 1),
+        ([1, 8, 8, 64], 2, 2, 0),
+        ([3, 7, 5, 20], 2, 3, 1),
+    ] {
+        let args = ConvArgs { stride, padding };
+        let x = primitive((hashed(shape, 1) * 4.0).round());
+        let ours = Flex::max_pool(x.clone(), kernel, args);
+        let stock = defaults::max_pool::<Flex>(x.clone(), kernel, args);
+        assert_eq!(floats::<4>(tensor(ours.clone())), floats::<4>(tensor(stock)));
+        let grad = primitive(hashed(tensor::<Flex, 4>(ours.clone()).dims(), 2));
+        // Stock burn is given its own order: it takes a permuted gradient for a contiguous one.
+        let stock = defaults::max_pool_grad::<Flex>(x.clone(), grad.clone(), kernel, args);
+        let ours = Flex::max_pool_grad(x, ours, grad, kernel, args);
+        assert!(difference(&floats::<4>(tensor(ours)), &floats::<4>(tensor(stock))) < 1e-6);
+    }
+}
+
 /// The kernels for AVX2, and without any SIMD, on the same shapes: a user's CPU has other registers than ours.
 #[test]
 fn every_instruction_set_gives_the_same_convolution() {
@@ -99,9 +137,9 @@ fn every_instruction_set_gives_the_same_convolution() {
     #[cfg(target_arch = "x86_64")]
     sets.extend(pulp::x86::V3::try_new().map(Arch::V3));
     for (i, [n, cin, h, w, cout, kh, kw, stride, padding]) in SHAPES.into_iter().enumerate() {
-        let shape = ConvShape::new(&[n, cin, h, w], &[cout, cin, kh, kw], ConvArgs { stride, padding });
+        let shape = ConvShape::new(&[n, h, w, cin], &[cout, cin, kh, kw], ConvArgs { stride, padding });
         let (x, weight) = (
-            floats(hashed([n, cin, h, w], 1)),
+            floats(hashed([n, h, w, cin], 1)),
             floats(hashed([cout, cin, kh, kw], 2)),
         );
         let grad = floats(hashed([n * shape.output.iter().product::<usize>()], 3));
@@ -150,15 +188,17 @@ fn operations_equal_pytorch() {
             panic!("{shape:?}")
         };
         let args = ConvArgs { stride, padding };
-        let (x, k) = (
-            primitive(hashed([n, cin, h, w], 1)),
-            primitive(hashed([cout, cin, kh, kw], 2)),
-        );
+        let (x, k) = (map([n, cin, h, w], 1), primitive(hashed([cout, cin, kh, kw], 2)));
         let y = Flex::conv(x.clone(), k.clone(), args);
-        let grad = primitive(hashed([n, cout, args.output(h, kh), args.output(w, kw)], 3));
-        assert_summary(&flat(y), 4, &case["output"], &format!("output {shape:?}"));
+        let grad = map([n, cout, args.output(h, kh), args.output(w, kw)], 3);
+        assert_summary(&channels_first(y), 4, &case["output"], &format!("output {shape:?}"));
         let dx = Flex::conv_input_grad(x.clone(), k.clone(), grad.clone(), args);
-        assert_summary(&flat(dx), 4, &case["input_grad"], &format!("input gradient {shape:?}"));
+        assert_summary(
+            &channels_first(dx),
+            4,
+            &case["input_grad"],
+            &format!("input gradient {shape:?}"),
+        );
         let dk = Flex::conv_weight_grad(x, k, grad, args);
         assert_summary(
             &flat(dk),
@@ -176,10 +216,22 @@ fn norm_equals_pytorch(case: &serde_json::Value) {
     let shape: Vec<usize> = serde_json::from_value(case["shape"].clone()).unwrap();
     let c = [shape[1]];
     let what = format!("batch norm {shape:?}");
+    // Rows as they are, maps with their channels last.
+    let theirs = |x| match shape.len() {
+        4 => primitive(tensor::<Flex, 4>(x).permute([0, 2, 3, 1])),
+        _ => x,
+    };
+    let ours = |values: FloatTensor<Flex>| {
+        if shape.len() == 4 {
+            channels_first(values)
+        } else {
+            flat(values)
+        }
+    };
     let gamma = primitive(hashed(c, 2) + 1.5);
-    let x = shaped(&shape, 1);
+    let x = theirs(shaped(&shape, 1));
     let normed = Flex::norm(x.clone(), gamma.clone(), primitive(hashed(c, 3)), None, true, 1e-5);
-    assert_summary(&flat(normed.output.clone()), 5, &case["output"], &what);
+    assert_summary(&ours(normed.output.clone()), 5, &case["output"], &what);
     let count = shape.iter().product::<usize>() / c[0];
     let stats = BatchStats {
         mean: tensor(normed.mean.clone()),
@@ -196,10 +248,9 @@ fn norm_equals_pytorch(case: &serde_json::Value) {
         epsilon: 1e-5,
         residual: false,
     };
-    let grad = TensorData::new(hash(shape.iter().product(), 4), shape);
-    let grad = burn_flex::FlexTensor::from_data(grad);
-    let grads = Flex::norm_grad(saved, grad);
-    assert_summary(&flat(grads.input), 5, &case["input_grad"], &what);
+    let grad = TensorData::new(hash(shape.iter().product(), 4), shape.clone());
+    let grads = Flex::norm_grad(saved, theirs(burn_flex::FlexTensor::from_data(grad)));
+    assert_summary(&ours(grads.input), 5, &case["input_grad"], &what);
     for (ours, key) in [
         (flat(grads.gamma), "weight_grad"),
         (flat(grads.beta), "bias_grad"),
@@ -214,15 +265,15 @@ fn norm_equals_pytorch(case: &serde_json::Value) {
     }
 }
 
-/// Shapes of batch norm: rows, odd planes, planes that fill lanes, more samples than chunks.
-const NORMS: [&[usize]; 5] = [&[6, 5], &[300, 200], &[3, 4, 5, 5], &[70, 16, 8, 8], &[2, 64, 32, 32]];
+/// Shapes of batch norm: rows, channels that fill no vector, that fill some, more rows than chunks.
+const NORMS: [&[usize]; 5] = [&[6, 5], &[300, 200], &[3, 5, 5, 20], &[70, 8, 8, 16], &[2, 32, 32, 64]];
 
-fn flat(t: burn::tensor::ops::FloatTensor<Flex>) -> Vec<f32> {
+fn flat(t: FloatTensor<Flex>) -> Vec<f32> {
     t.into_data().to_vec().unwrap()
 }
 
 /// A tensor of any rank as a primitive.
-fn shaped(shape: &[usize], salt: u32) -> burn::tensor::ops::FloatTensor<Flex> {
+fn shaped(shape: &[usize], salt: u32) -> FloatTensor<Flex> {
     let values = hash(shape.iter().product(), salt);
     // Off centre and wide, so that mean and variance matter.
     let values = values.iter().map(|v| 3.0 * v + 2.0).collect();
@@ -233,7 +284,7 @@ fn shaped(shape: &[usize], salt: u32) -> burn::tensor::ops::FloatTensor<Flex> {
 fn batch_norm_and_its_gradients_equal_stock_burn() {
     for shape in NORMS {
         for (residual, relu) in [(false, false), (false, true), (true, true), (true, false)] {
-            let c = [shape[1]];
+            let c = [*shape.last().unwrap()];
             let (x, gamma, beta) = (shaped(shape, 1), shaped(&c, 2), shaped(&c, 3));
             let added = residual.then(|| shaped(shape, 4));
             let ours = Flex::norm(x.clone(), gamma.clone(), beta.clone(), added.clone(), relu, 1e-5);
@@ -278,7 +329,7 @@ fn autodiff_gives_the_gradients_of_stock_burn() {
     let channels = |salt| Tensor::<Ad, 1>::from_inner(hashed([6], salt)).require_grad();
     let args = ConvArgs { stride: 1, padding: 1 };
     let run = |ours: bool| {
-        let (x, w) = (leaf(hashed([3, 6, 7, 7], 1)), leaf(hashed([6, 6, 3, 3], 2)));
+        let (x, w) = (leaf(hashed([3, 7, 7, 6], 1)), leaf(hashed([6, 6, 3, 3], 2)));
         let (gamma, beta) = (channels(3), channels(4));
         let (px, pw, pg, pb) = (
             primitive(x.clone()),
@@ -312,35 +363,51 @@ fn autodiff_gives_the_gradients_of_stock_burn() {
 #[test]
 fn threads_change_no_bit() {
     let args = ConvArgs { stride: 1, padding: 1 };
-    let all = || {
-        let (x, w) = (
-            primitive(hashed([70, 20, 16, 16], 1)),
-            primitive(hashed([70, 20, 3, 3], 2)),
-        );
-        let y = Flex::conv(x.clone(), w.clone(), args);
-        let grad = primitive(hashed([70, 70, 16, 16], 3));
-        let normed = Flex::norm(y.clone(), shaped(&[70], 4), shaped(&[70], 5), None, true, 1e-5);
-        let saved = NormSaved {
-            input: y.clone(),
-            rectified: Some(normed.output.clone()),
-            gamma: shaped(&[70], 4),
-            mean: normed.mean,
-            variance: normed.variance,
-            epsilon: 1e-5,
-            residual: false,
-        };
-        let grads = Flex::norm_grad(saved, grad.clone());
-        let parts = [
-            y,
-            Flex::conv_input_grad(x.clone(), w.clone(), grad.clone(), args),
-            Flex::conv_weight_grad(x, w, grad, args),
-            normed.output,
-            grads.input,
-            grads.gamma,
-            grads.beta,
-        ];
-        parts.map(|t| flat(t).iter().map(|v| v.to_bits()).collect::<Vec<_>>())
+    // The direct way, and Winograd's with several parts of the batch and with one.
+    for [inputs, outputs] in [[20, 70], [32, 64], [96, 128]] {
+        same_on_any_threads(&|| layer_bits(inputs, outputs, args));
+    }
+}
+
+/// All that a convolution and a batch norm after it give, forward and backward.
+fn layer_bits(inputs: usize, outputs: usize, args: ConvArgs) -> Vec<Vec<u32>> {
+    let (x, w) = (
+        primitive(hashed([70, 16, 16, inputs], 1)),
+        primitive(hashed([outputs, inputs, 3, 3], 2)),
+    );
+    let y = Flex::conv(x.clone(), w.clone(), args);
+    let grad = primitive(hashed([70, 16, 16, outputs], 3));
+    let normed = Flex::norm(
+        y.clone(),
+        shaped(&[outputs], 4),
+        shaped(&[outputs], 5),
+        None,
+        true,
+        1e-5,
+    );
+    let saved = NormSaved {
+        input: y.clone(),
+        rectified: Some(normed.output.clone()),
+        gamma: shaped(&[outputs], 4),
+        mean: normed.mean,
+        variance: normed.variance,
+        epsilon: 1e-5,
+        residual: false,
     };
+    let grads = Flex::norm_grad(saved, grad.clone());
+    let parts = [
+        y,
+        Flex::conv_input_grad(x.clone(), w.clone(), grad.clone(), args),
+        Flex::conv_weight_grad(x, w, grad, args),
+        normed.output,
+        grads.input,
+        grads.gamma,
+        grads.beta,
+    ];
+    parts.map(|t| flat(t).iter().map(|v| v.to_bits()).collect()).to_vec()
+}
+
+fn same_on_any_threads<T: PartialEq + Send>(all: &(dyn Fn() -> T + Sync)) {
     let on = |threads| {
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -352,59 +419,6 @@ fn threads_change_no_bit() {
     for threads in [2, 7] {
         assert!(on(threads) == one, "{threads} threads");
     }
-}
-
-/// Step of the target: ResNet-18's convolutions at 32x32, 128 images. `cargo test --lib conv_speed -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement"]
-fn conv_speed() {
-    let cpu = || {
-        let (user, system) = cpu_seconds();
-        user + system
-    };
-    // (Cin, size, Cout, kernel, stride, how many of them)
-    let layers = [
-        (16, 32, 16, 3, 1, 0),
-        (16, 32, 32, 3, 2, 0),
-        (32, 16, 32, 3, 1, 0),
-        (3, 32, 64, 3, 1, 1),
-        (64, 32, 64, 3, 1, 4),
-        (64, 32, 128, 3, 2, 1),
-        (64, 32, 128, 1, 2, 1),
-        (128, 16, 128, 3, 1, 3),
-        (128, 16, 256, 3, 2, 1),
-        (256, 8, 256, 3, 1, 3),
-        (256, 8, 512, 3, 2, 1),
-        (512, 4, 512, 3, 1, 3),
-    ];
-    let mut total = 0.0;
-    for (cin, size, cout, kernel, stride, times) in layers {
-        let args = ConvArgs {
-            stride,
-            padding: kernel / 2,
-        };
-        let x = primitive(hashed([128, cin, size, size], 1));
-        let weight = primitive(hashed([cout, cin, kernel, kernel], 2));
-        let out = args.output(size, kernel);
-        let grad = primitive(hashed([128, cout, out, out], 3));
-        let gflop = 2e-9 * (128 * cout * out * out * cin * kernel * kernel) as f64;
-        let mut best = [f64::MAX; 3];
-        for _ in 0..3 {
-            let start = cpu();
-            let _ = Flex::conv(x.clone(), weight.clone(), args);
-            best[0] = best[0].min(cpu() - start);
-            let start = cpu();
-            let _ = Flex::conv_input_grad(x.clone(), weight.clone(), grad.clone(), args);
-            best[1] = best[1].min(cpu() - start);
-            let start = cpu();
-            let _ = Flex::conv_weight_grad(x.clone(), weight.clone(), grad.clone(), args);
-            best[2] = best[2].min(cpu() - start);
-        }
-        total += times as f64 * best.iter().sum::<f64>();
-        let rate = best.map(|s| gflop / s);
-        eprintln!("{cin:4} {size:3} {cout:4} k{kernel} s{stride}: CPU-s {best:.3?} GFLOP/s {rate:.1?}");
-    }
-    eprintln!("all convolutions of a step: {total:.2} CPU-s");
 }
 
 /// User and system seconds of this process so far (Linux, ticks of 10 ms).

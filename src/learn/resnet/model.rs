@@ -6,11 +6,11 @@
 use super::{BlockPlan, Init, POOL, POOL_KERNEL, ResNetOptions};
 use crate::learn::{
     norm::{BatchNorm, BatchStats, Mode},
-    ops::{ConvArgs, TrainOps, as_computed, cast, conv2d},
+    ops::{ConvArgs, TrainOps, as_computed, cast, conv2d, max_pool},
 };
 use burn::{
     module::{Module, Param},
-    tensor::{DType, Tensor, TensorData, backend::Backend, module::max_pool2d},
+    tensor::{DType, Tensor, TensorData, backend::Backend},
 };
 
 /// A convolution without bias.
@@ -36,7 +36,7 @@ impl<B: Backend> Conv2d<B> {
 }
 
 impl<B: TrainOps> Conv2d<B> {
-    /// `[N, inputs, H, W]` -> `[N, filters, H', W']`, in the type of `x`.
+    /// `[N, H, W, inputs]` -> `[N, H', W', filters]`, in the type of `x`.
     pub fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
         let weight = as_computed(self.weight.val(), &x);
         let args = ConvArgs {
@@ -125,7 +125,7 @@ impl<B: Backend> Block<B> {
 }
 
 impl<B: TrainOps> Block<B> {
-    /// `[N, inputs, H, W]` -> `[N, outputs, H / stride, W / stride]`. The shortcut comes before the last batch norm, which adds
+    /// `[N, H, W, inputs]` -> `[N, H / stride, W / stride, outputs]`. The shortcut comes before the last batch norm, which adds
     /// it and rectifies in its own pass.
     pub fn forward(&self, x: Tensor<B, 4>, mode: &mut Mode<'_, B>) -> Tensor<B, 4> {
         let mut y = self.bn1.forward_relu(self.conv1.forward(x.clone()), mode);
@@ -251,21 +251,19 @@ impl<B: Backend> ResNet<B> {
 }
 
 impl<B: TrainOps> ResNet<B> {
-    /// Normalised images `[N, 3, S, S]` -> representations `[N, F]`: the last maps' averages, taken in f32. Everything else is
+    /// Normalised images `[N, S, S, 3]` -> representations `[N, F]`: the last maps' averages, taken in f32. Everything else is
     /// computed in the type of `x`, and so are the representations.
     pub fn forward(&self, x: Tensor<B, 4>, mode: &mut Mode<'_, B>) -> Tensor<B, 2> {
         let dtype = x.dtype();
         let mut x = self.bn1.forward_relu(self.conv1.forward(x), mode);
         if self.pools {
-            x = cast(x, B::pooled_type(dtype));
-            x = max_pool2d(x, [POOL_KERNEL; 2], [POOL.stride; 2], [POOL.padding; 2], [1; 2], false);
-            x = cast(x, dtype);
+            x = max_pool(x, POOL_KERNEL, POOL);
         }
         for block in self.stages().into_iter().flatten() {
             x = block.forward(x, mode);
         }
-        let [n, features, h, w] = x.dims();
-        let means = cast(x, DType::F32).reshape([n, features, h * w]).mean_dim(2);
+        let [n, h, w, features] = x.dims();
+        let means = cast(x, DType::F32).reshape([n, h * w, features]).mean_dim(1);
         cast(means, dtype).reshape([n, features])
     }
 }

@@ -209,8 +209,9 @@ fn filled(case: &Value) -> (ResNet<Ad>, Tensor<Ad, 4>) {
     let net = net::<Ad>(&options, 1);
     let weights = export(&net).into_iter().map(fill).collect();
     let (n, size) = (number("images"), number("size"));
-    let x = TensorData::new(hash(n * 3 * size * size, 7), [n, 3, size, size]);
-    let x = Tensor::from_data(x, &Default::default());
+    let salt = case["salt"].as_u64().unwrap_or(7) as u32;
+    let x = TensorData::new(hash(n * 3 * size * size, salt), [n, 3, size, size]);
+    let x = Tensor::from_data(x, &Default::default()).permute([0, 2, 3, 1]);
     (import(net, weights).unwrap(), x)
 }
 
@@ -455,7 +456,7 @@ fn calibration_averages_batches() {
     let net = net::<Flex>(&options, 1);
     let batch = |salt| {
         Tensor::<Flex, 4>::from_data(
-            TensorData::new(hash(64 * 3 * 256, salt), [64, 3, 16, 16]),
+            TensorData::new(hash(64 * 3 * 256, salt), [64, 16, 16, 3]),
             &Default::default(),
         )
     };
@@ -539,7 +540,7 @@ fn step_speed() {
             continue;
         }
         let net = net::<Ad>(&options, 1);
-        let x = TensorData::new(hash(n * 3 * size * size, 7), [n, 3, size, size]);
+        let x = TensorData::new(hash(n * 3 * size * size, 7), [n, size, size, 3]);
         let x = Tensor::<Ad, 4>::from_data(x, &Default::default());
         for _ in 0..3 {
             let (start, cpu) = (std::time::Instant::now(), cpu_seconds());
@@ -573,7 +574,7 @@ fn threads_change_no_bit_of_a_step() {
     };
     let net = net::<Ad>(&options, 1);
     let step = || {
-        let x = TensorData::new(hash(12 * 3 * 66 * 66, 7), [12, 3, 66, 66]);
+        let x = TensorData::new(hash(12 * 3 * 66 * 66, 7), [12, 66, 66, 3]);
         let x = Tensor::<Ad, 4>::from_data(x, &Default::default());
         let mut stats = Vec::new();
         let h = net.forward(x, &mut Mode::Train(&mut stats));

@@ -82,7 +82,7 @@ impl<B: TrainAd> Trainer<B> {
     fn encode(&self, batch: Uploaded<B>) -> Encoded<B> {
         let mut stats: [Vec<BatchStats<B>>; 2] = Default::default();
         let Some(rows) = self.method.micro_batch else {
-            let maps = [0, 1].map(|view| self.view(&batch, view, 0..batch.len())); // [N, 3, H, W]
+            let maps = [0, 1].map(|view| self.view(&batch, view, 0..batch.len())); // [N, H, W, 3]
             drop(batch); // On the CPU, the slot goes back to the ring here.
             let h: [_; 2] = std::array::from_fn(|view| {
                 let mode = &mut Mode::Train(&mut stats[view]);
@@ -149,7 +149,7 @@ impl<B: TrainAd> Trainer<B> {
         }
     }
 
-    /// Images `rows` of one view as the network takes them, `[rows, 3, H, W]`, in the type that it computes in.
+    /// Images `rows` of one view as the network takes them, `[rows, H, W, 3]`, in the type that it computes in.
     fn view(&self, batch: &Uploaded<B>, view: usize, rows: Range<usize>) -> Tensor<B, 4> {
         cast(batch.rows(view, rows, self.method.input), self.method.precision.dtype())
     }

@@ -51,7 +51,7 @@ impl Probe {
         let backbone = ResNet::<Cpu>::new(&network.encoder, 0, &mut 0, &device);
         let backbone = import(backbone, part("backbone."))?;
         let values = hashed(IMAGES * 3 * size * size, SALT);
-        let x = Tensor::from_data(TensorData::new(values, [IMAGES, 3, size, size]), &device);
+        let x = Tensor::from_data(TensorData::new(values, [IMAGES, 3, size, size]), &device).permute([0, 2, 3, 1]);
         let h = backbone.forward(x, &mut Mode::Eval); // [N, F]
         let embedding = match &network.expander {
             Some(options) => {
