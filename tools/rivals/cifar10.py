@@ -22,6 +22,8 @@ import pathlib
 import time
 import tomllib
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that wait must not spin where cores are shared
+
 import numpy as np
 import pyarrow.parquet as pq
 import torch
