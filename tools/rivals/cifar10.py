@@ -338,7 +338,7 @@ def train(net, images, recipe, identity, args):
             update.step()
 
             done = step + 1
-            if done % LOG_EVERY == 0 or done == steps:
+            if done % LOG_EVERY == 0 or done in (1, steps):
                 std = torch.stack([z.detach().std(dim=0).mean() for z in (a, b)]).mean()
                 terms = {"loss": loss, "invariance": s, "variance": v, "covariance": c, "embedding_std": std}
                 line = {"step": done, "epoch": done / batches.per_epoch} | {name: x.item() for name, x in terms.items()}
@@ -352,7 +352,7 @@ def train(net, images, recipe, identity, args):
                     "seconds": time.time() - seconds, "cpu_seconds": cpu_seconds() - cpu,
                 }
                 write_whole(checkpoint, lambda p: torch.save(state, p))
-                print(json.dumps(line), flush=True)
+                print(json.dumps(line), flush=True)  # multiples of CHECKPOINT_EVERY are ones of LOG_EVERY too
 
 
 # ---- measurement ---------------------------------------------------------------------------------------------------------
@@ -389,11 +389,10 @@ def calibrate(encoder, x):
 
 
 def knn(train_x, train_y, test_x, test_y, k, temperature):
-    """Weighted k-NN, cosine: accuracy in per cent."""
-    train_x = train_x.flatten(1)
+    """Weighted k-NN, cosine, of features [N, D]: accuracy in per cent."""
     norms = torch.cat([part.norm(dim=1) for part in train_x.split(5000)]).clamp_min(1e-12)
     right = 0
-    for part, labels in zip(test_x.flatten(1).split(500), test_y.split(500)):
+    for part, labels in zip(test_x.split(500), test_y.split(500)):
         # The training images are divided in the product: raw pixels would else be in memory twice.
         similarity, nearest = (F.normalize(part, dim=1) @ train_x.T).div_(norms).topk(min(k, len(train_x)))
         votes = torch.zeros(len(part), int(train_y.max()) + 1)
@@ -473,7 +472,8 @@ def evaluate(net, train_images, train_y, test_images, test_y, recipe, identity, 
     result = {"trained": judge(net[0])}
     print(json.dumps(result), flush=True)
     result["untrained"] = judge(calibrate(network(recipe, args.seed)[0], train_x))
-    result["raw_pixels"] = {"knn": knn(train_x, train_y, test_x, test_y, **options)}
+    pixels = lambda x: x.permute(0, 2, 3, 1).flatten(1)  # as they lie in memory: no copy
+    result["raw_pixels"] = {"knn": knn(pixels(train_x), train_y, pixels(test_x), test_y, **options)}
     lines = (args.out / "metrics.jsonl").read_text().splitlines()
     result |= options | identity | {
         "train_images": len(train_y), "test_images": len(test_y), "torch": torch.__version__, "threads": torch.get_num_threads(),
