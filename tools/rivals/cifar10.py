@@ -377,14 +377,14 @@ def features(encoder, x):
 
 @torch.no_grad()
 def calibrate(encoder, x):
-    """Batch-norm statistics as the plain average over batches of the training images."""
+    """Batch-norm statistics as the plain average over 32 batches of the training images, drawn without replacement."""
     for module in encoder.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
             module.momentum = None
     encoder.train()
-    for part in x.split(500):
-        encoder(part)
+    for batch in torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).split(128)[:32]:
+        encoder(x[batch])
     return encoder
 
 
