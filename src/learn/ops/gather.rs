@@ -95,10 +95,10 @@ impl WithSimd for Product<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        // Sums in registers: 24 of 32, or 12 of 16.
+        // Sums in registers, with room for what is broadcast: the compiler loads a column whole before it multiplies.
         match (self.block.vectors, S::REGISTER_COUNT >= 32) {
             (4, _) => product::<S, 6, 4>(simd, self),
-            (2, true) => product::<S, 12, 2>(simd, self),
+            (2, true) => product::<S, 8, 2>(simd, self),
             (2, false) => product::<S, 6, 2>(simd, self),
             _ => product::<S, 12, 1>(simd, self),
         }

@@ -128,6 +128,8 @@ pub(super) struct Load<'a, const GRADIENT: bool> {
     pub(super) x: &'a [f32],
     /// Tiles of one mosaic.
     pub(super) tiles: &'a [Tile],
+    /// The first tile to transform, counted over mosaics; `out` says how many.
+    pub(super) first: usize,
     /// Pixels of one mosaic.
     pub(super) pixels: usize,
     pub(super) channels: usize,
@@ -154,7 +156,8 @@ impl<const GRADIENT: bool> WithSimd for Load<'_, GRADIENT> {
         let (out, _) = S::as_mut_simd_f32s(std::mem::take(&mut self.out));
         let plane = out.len() / POINTS;
         for at in 0..plane / vectors {
-            let (mosaic, tile) = (at / self.tiles.len(), &self.tiles[at % self.tiles.len()]);
+            let tile = self.first + at;
+            let (mosaic, tile) = (tile / self.tiles.len(), &self.tiles[tile % self.tiles.len()]);
             if GRADIENT {
                 let mut pixels = [&[][..]; 16];
                 for (pixel, &place) in pixels.iter_mut().zip(&tile.outputs) {
@@ -197,6 +200,8 @@ pub(super) struct Store<'a> {
     pub(super) m: &'a [f32],
     /// Tiles of one mosaic.
     pub(super) tiles: &'a [Tile],
+    /// The tile of the first products, counted over mosaics.
+    pub(super) first: usize,
     /// Pixels of one mosaic.
     pub(super) pixels: usize,
     pub(super) channels: usize,
@@ -214,7 +219,8 @@ impl WithSimd for Store<'_> {
         let (out, _) = S::as_mut_simd_f32s(self.out);
         let plane = m.len() / POINTS;
         for at in 0..plane / vectors {
-            let (mosaic, tile) = (at / self.tiles.len(), &self.tiles[at % self.tiles.len()]);
+            let tile = self.first + at;
+            let (mosaic, tile) = (tile / self.tiles.len(), &self.tiles[tile % self.tiles.len()]);
             for v in 0..vectors {
                 both(
                     #[inline(always)]

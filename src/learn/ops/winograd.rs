@@ -25,8 +25,14 @@ const SIDE: usize = 4;
 const CHANNELS: usize = 16;
 /// A pixel outside of every image: beyond any slice.
 const OUTSIDE: u32 = u32::MAX;
-/// Bytes of transformed values that a chunk of tiles has: most of a second-level cache.
+/// Bytes of transformed values at a time: most of a second-level cache.
 const CHUNK_BYTES: usize = 512 << 10;
+/// The same, where each chunk adds to a kernel gradient larger than that cache: the more tiles the fewer times.
+const LARGE_CHUNK_BYTES: usize = 8 << 20;
+/// Chunks are multiples of this, so that they fill the tiles of the matrix product (6 or 12 rows).
+const CHUNK_TILES: usize = 12;
+/// Tiles of one task, at least.
+const TASK_TILES: usize = 48;
 /// Rows of a panel that are multiplied in one go: 256 rows of 64 lanes are 64 KB.
 const PANEL_ROWS: usize = 256;
 
@@ -130,15 +136,19 @@ impl Plan {
         })
     }
 
-    /// Mosaics of which one chunk is made.
-    fn chunk(&self) -> usize {
-        let bytes = 4 * POINTS * self.tiles.len() * self.channels.iter().sum::<usize>();
-        (CHUNK_BYTES / bytes).max(24usize.div_ceil(self.tiles.len()))
+    /// Images of one task: whole mosaics.
+    fn task(&self) -> usize {
+        TASK_TILES.div_ceil(self.tiles.len()) * self.images
     }
 
-    /// Tiles of `images` images, with those of a last mosaic that is not full.
-    fn tiles_in(&self, images: usize) -> usize {
-        images.div_ceil(self.images) * self.tiles.len()
+    /// Chunks of the tiles of `images` images: first tile and how many.
+    fn chunks(&self, images: usize, bytes: usize) -> impl Iterator<Item = (usize, usize)> {
+        let tiles = images.div_ceil(self.images) * self.tiles.len();
+        let fit = bytes / (4 * POINTS * self.channels.iter().sum::<usize>());
+        let chunk = (fit / CHUNK_TILES).max(2) * CHUNK_TILES;
+        (0..tiles)
+            .step_by(chunk)
+            .map(move |first| (first, chunk.min(tiles - first)))
     }
 }
 
@@ -175,33 +185,36 @@ pub(super) fn convolve(
 ) -> Vec<f32> {
     let [inputs, outputs] = plan.channels;
     let panels = pack(arch, plan.channels, weight);
-    let images = plan.chunk() * plan.images;
+    let images = plan.task();
     let mut out = buffers::take(plan.n * plan.pixels[1] * outputs);
     out.par_chunks_mut(images * plan.pixels[1] * outputs)
         .zip(x.par_chunks(images * plan.pixels[0] * inputs))
         .for_each(|(out, x)| {
-            let tiles = plan.tiles_in(x.len() / (plan.pixels[0] * inputs));
-            buffers::with([tiles * POINTS * inputs, tiles * POINTS * outputs], |[v, m]| {
-                load(arch, x, plan, v);
-                multiply(arch, v, &panels, m, plan.channels);
-                arch.dispatch(Store {
-                    m,
-                    tiles: &plan.tiles,
-                    pixels: plan.images * plan.pixels[1],
-                    channels: outputs,
-                    out,
+            for (first, tiles) in plan.chunks(x.len() / (plan.pixels[0] * inputs), CHUNK_BYTES) {
+                buffers::with([tiles * POINTS * inputs, tiles * POINTS * outputs], |[v, m]| {
+                    load(arch, x, plan, first, v);
+                    multiply(arch, v, &panels, m, plan.channels);
+                    arch.dispatch(Store {
+                        m,
+                        tiles: &plan.tiles,
+                        first,
+                        pixels: plan.images * plan.pixels[1],
+                        channels: outputs,
+                        out,
+                    });
                 });
-            });
+            }
         });
     panels.into_iter().for_each(|panel| buffers::give(panel.values));
     out
 }
 
 /// Input transform of a chunk: `v[point][tile][channel]`.
-fn load(arch: Arch, x: &[f32], plan: &Plan, v: &mut [f32]) {
+fn load(arch: Arch, x: &[f32], plan: &Plan, first: usize, v: &mut [f32]) {
     arch.dispatch(Load::<false> {
         x,
         tiles: &plan.tiles,
+        first,
         pixels: plan.images * plan.pixels[0],
         channels: plan.channels[0],
         out: v,
@@ -299,21 +312,22 @@ pub(super) fn weight_grad(arch: Arch, x: &[f32], grad: &[f32], plan: &Plan) -> V
 /// Adds the gradient of some images to `sums`, `[point][input][output]`.
 fn add_weight_grad(arch: Arch, x: &[f32], grad: &[f32], plan: &Plan, sums: &mut [f32]) {
     let [inputs, outputs] = plan.channels;
-    let images = plan.chunk() * plan.images;
-    let chunks = x
-        .chunks(images * plan.pixels[0] * inputs)
-        .zip(grad.chunks(images * plan.pixels[1] * outputs));
-    for (x, grad) in chunks {
-        let tiles = plan.tiles_in(x.len() / (plan.pixels[0] * inputs));
+    let bytes = if 4 * sums.len() <= PART_BYTES {
+        CHUNK_BYTES
+    } else {
+        LARGE_CHUNK_BYTES
+    };
+    for (first, tiles) in plan.chunks(x.len() / (plan.pixels[0] * inputs), bytes) {
         buffers::with([tiles * POINTS * inputs, tiles * POINTS * outputs], |[v, m]| {
-            load(arch, x, plan, v);
-            arch.dispatch(Load::<true> {
+            let gradients = Load::<true> {
                 x: grad,
                 tiles: &plan.tiles,
+                first,
                 pixels: plan.images * plan.pixels[1],
                 channels: outputs,
                 out: m,
-            });
+            };
+            rayon::join(|| load(arch, x, plan, first, v), || arch.dispatch(gradients));
             multiply_transposed(arch, v, m, sums, plan.channels);
         });
     }
