@@ -79,10 +79,7 @@ impl<B: Backend> Block<B> {
             .convolutions()
             .into_iter()
             .map(|(inputs, outputs, kernel, stride)| {
-                let args = ConvArgs {
-                    stride,
-                    padding: kernel / 2,
-                };
+                let args = BlockPlan::args(kernel, stride);
                 let conv = Conv2d::new([outputs, inputs, kernel, kernel], args, options.init, false, draws);
                 (conv, BatchNorm::new(outputs, draws.device))
             });
@@ -254,18 +251,28 @@ impl<B: TrainOps> ResNet<B> {
     /// Normalised images `[N, 3, S, S]` -> representations `[N, F]`: the last maps' averages, taken in f32. Everything else is
     /// computed in the type of `x`, and so are the representations.
     pub fn forward(&self, x: Tensor<B, 4>, mode: &mut Mode<'_, B>) -> Tensor<B, 2> {
-        let dtype = x.dtype();
         let mut x = self.bn1.forward_relu(self.conv1.forward(x), mode);
         if self.pools {
-            x = cast(x, B::pooled_type(dtype));
-            x = max_pool2d(x, [POOL_KERNEL; 2], [POOL.stride; 2], [POOL.padding; 2], [1; 2], false);
-            x = cast(x, dtype);
+            x = pooled(x);
         }
         for block in self.stages().into_iter().flatten() {
             x = block.forward(x, mode);
         }
-        let [n, features, h, w] = x.dims();
-        let means = cast(x, DType::F32).reshape([n, features, h * w]).mean_dim(2);
-        cast(means, dtype).reshape([n, features])
+        averaged(x)
     }
+}
+
+/// The ImageNet stem's max-pool, in the type of `x`: `[N, C, S, S]` -> `[N, C, S / 2, S / 2]`.
+pub(crate) fn pooled<B: TrainOps>(x: Tensor<B, 4>) -> Tensor<B, 4> {
+    let dtype = x.dtype();
+    let x = cast(x, B::pooled_type(dtype));
+    let x = max_pool2d(x, [POOL_KERNEL; 2], [POOL.stride; 2], [POOL.padding; 2], [1; 2], false);
+    cast(x, dtype)
+}
+
+/// Averages of maps `[N, F, H, W]`, taken in f32, in the type of `x`: `[N, F]`.
+pub(crate) fn averaged<B: TrainOps>(x: Tensor<B, 4>) -> Tensor<B, 2> {
+    let (dtype, [n, features, h, w]) = (x.dtype(), x.dims());
+    let means = cast(x, DType::F32).reshape([n, features, h * w]).mean_dim(2);
+    cast(means, dtype).reshape([n, features])
 }
