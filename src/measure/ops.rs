@@ -27,7 +27,7 @@ use serde::Serialize;
 use std::fmt;
 use std::time::Duration;
 
-/// Shorter than any rate that training takes: the weights stay what they are, and an update costs the same.
+/// Smaller than any rate that training takes: the weights stay what they are, and an update costs the same.
 const RATE: f64 = 1e-6;
 
 /// What a recipe says of a step.
@@ -394,7 +394,7 @@ impl fmt::Display for OpSpeed {
         let peak = self.share_of_matmul_peak.map(|share| 100.0 * share);
         write!(
             f,
-            "{:<17} {:<28} {:>5} {:10.3} {} {} {} {}",
+            "{:<17} {:<24} {:>5} {:10.3} {} {} {} {}",
             self.op,
             self.shape,
             self.calls_per_step,
@@ -425,17 +425,17 @@ impl fmt::Display for OpsSpeed {
         writeln!(f, "operation by operation, {} threads:", self.threads)?;
         writeln!(
             f,
-            "  {:<17} {:<28} {:>5} {:>10} {:>10} {:>8} {:>7} {:>10} {:>10} {:>7}",
+            "  {:<17} {:<24} {:>5} {:>10} {:>10} {:>8} {:>7} {:>10} {:>10} {:>7}",
             "", "shape", "calls", "ms a call", "CPU-ms", "GFLOP/s", "% peak", "ms a step", "CPU-ms", "% step"
         )?;
         for op in &self.ops {
             writeln!(f, "  {op}")?;
         }
-        writeln!(f, "together:{:>75} {:>10} {:>7}", "ms a step", "CPU-ms", "% step")?;
+        writeln!(f, "together:{:>91} {:>10} {:>7}", "ms a step", "CPU-ms", "% step")?;
         let whole = self.sum.and(&self.rest, 1.0);
         let lines = self.kinds().into_iter();
         for (name, part) in lines.chain([("sum", self.sum), ("rest", self.rest), ("whole step", whole)]) {
-            writeln!(f, "  {name:<71} {part}")?;
+            writeln!(f, "  {name:<87} {part}")?;
         }
         Ok(())
     }
