@@ -307,7 +307,7 @@ impl<'a, B: TrainAd> Bench<'a, B> {
 
 impl OpSpeed {
     fn new(row: &Row, spent: Spent, step: &StepSpeed) -> Self {
-        let flops = (row.multiply_adds > 0).then(|| 2.0 * row.multiply_adds as f64);
+        let flops = (row.multiply_adds > 0).then_some(2.0 * row.multiply_adds as f64);
         let calls = f64::from(row.calls);
         let rate = flops.map(|flops| flops / spent.wall);
         Self {
