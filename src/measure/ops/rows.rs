@@ -1,6 +1,6 @@
 //! What a training step computes, as a list of distinct operations and how often each is called. No tensors, no clock.
 //!
-//! In: the network's layers, and how the recipe cuts a batch. Out: [`Row`]s, in the order in which an image meets them.
+//! In: the network's layers, and how the recipe cuts a batch. Out: [`Row`]s: convolutions, norms, then what there is of few kinds.
 //! Invariant: calls times multiply-adds of the convolutions' forward rows are those of the model.
 
 use crate::learn::resnet::{Layer, NormKind, Source};
