@@ -54,6 +54,9 @@ impl<T: fmt::Display> fmt::Display for Report<'_, T> {
 impl StepArgs {
     /// The recipe as the flags change it.
     fn load(&self) -> Result<Recipe, CliError> {
+        if cfg!(debug_assertions) {
+            say!("note: this is a development build; the matrix product most of all is faster with `--release`");
+        }
         let mut device = self.device.sets();
         device.extend(self.batch_size.map(|size| format!("train.batch_size={size}")));
         Ok(self.recipe.load_changed(&device)?.recipe)
