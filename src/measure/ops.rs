@@ -1,9 +1,9 @@
 //! Where a training step's time goes, operation by operation, and how far each is from the device's matrix peak.
 //!
-//! In: a model, what its recipe says of a step, and the whole step as `step` timed it. Out: [`OpsSpeed`], a table. `rows` says what is
-//! called and how often, `maps` makes tensors as a step has them, `clock` times, `table` reports. Invariant: the rows and the rest are the whole step.
-//! The rest is what no row is: the graph, casts, the sum of both views' gradients, running statistics, memory that a step touches anew
-//! where a repeated call finds it warm; and noise, so it may be below 0.
+//! In: a model, what its recipe says of a step, and the whole step as `step` timed it. Out: [`OpsSpeed`], a table. `rows` says what
+//! is called and how often, `maps` makes tensors as a step has them, `clock` times, `table` reports. Invariant: the rows and the rest
+//! are the whole step. The rest is what no row is: the graph, casts, the sum of both views' gradients, running statistics, memory that
+//! a step touches anew where a repeated call finds it warm; and noise, so it may be below 0.
 
 mod clock;
 mod maps;
