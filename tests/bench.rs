@@ -1,4 +1,4 @@
-//! `bench` as a user runs it: numbers that belong together, of the feed, of the step, and of both.
+//! `bench` as a user runs it: numbers that belong together, of the feed, of the step and its operations, and of both.
 
 mod common;
 
@@ -108,6 +108,75 @@ fn the_step_is_measured_without_data() {
         text.contains("step alone on cpu") && text.contains("matrix product"),
         "{text}"
     );
+}
+
+/// Every operation is there as often as the network has it, and they add up.
+#[test]
+fn the_step_is_taken_apart() {
+    let world = World::new();
+    let args = ["bench", "ops", "tiny.toml", "--data", "nowhere", "--seconds", "0.2"];
+    let report: Value = serde_json::from_str(&world.ok(&[&args[..], &["--json"]].concat())).unwrap();
+    step_holds_together(&report);
+    assert!(number(&report, "threads") >= 1.0);
+    let ops = report["ops"].as_array().unwrap();
+    let mut share = 0.0;
+    for op in ops {
+        let (calls, wall) = (number(op, "calls_per_step"), number(op, "wall_ms"));
+        assert!(wall > 0.0, "{op}");
+        assert!((number(op, "wall_ms_per_step") - calls * wall).abs() < 1e-6, "{op}");
+        share += number(op, "share_of_step");
+        if let Some(rate) = op["gflops_per_s"].as_f64() {
+            let flops = number(op, "flops");
+            assert!((rate * 1e6 * wall / flops - 1.0).abs() < 1e-6, "{op}");
+            let peak = number(&report, "matmul_flops_per_s");
+            assert!(
+                (number(op, "share_of_matmul_peak") * peak / (rate * 1e9) - 1.0).abs() < 1e-6,
+                "{op}"
+            );
+        }
+    }
+    assert!((share - number(&report["sum"], "share_of_step")).abs() < 1e-6);
+    assert!((share + number(&report["rest"], "share_of_step") - 1.0).abs() < 1e-6);
+    // Depth 8: a stem, three blocks of two, two projections; every convolution has a batch norm; two views.
+    let calls = |name: &str| {
+        let of = ops.iter().filter(|op| op["op"] == name);
+        of.map(|op| number(op, "calls_per_step")).sum::<f64>()
+    };
+    let expected = [
+        ("conv forward", 18.0),
+        ("conv input grad", 16.0),
+        ("conv weight grad", 18.0),
+        ("norm forward", 18.0),
+        ("norm backward", 18.0),
+        ("gradient sum", 6.0),
+        ("average pool", 2.0),
+        ("images", 2.0),
+        ("expander", 1.0),
+        ("loss", 1.0),
+        ("optimiser", 1.0),
+    ];
+    for (name, times) in expected {
+        assert_eq!(calls(name), times, "{name}");
+    }
+    assert_eq!(calls("max-pool forward"), 0.0);
+    let flops: f64 = ops
+        .iter()
+        .filter_map(|op| Some(op["flops"].as_f64()? * number(op, "calls_per_step")))
+        .sum();
+    // The images' gradient is counted in the whole step's, and never computed: 4 filters of 3 x 3 x 3 on 16 x 16 pixels.
+    let images = 4.0 * 16.0 * f64::from(4 * 27 * 16 * 16);
+    assert!((flops / (number(&report, "flops_per_step") - images) - 1.0).abs() < 1e-9);
+
+    let text = world.ok(&[&args[..], &["--batch-size", "8"]].concat());
+    for words in [
+        "a step of 8 images",
+        "operation by operation",
+        "3>4 3x3/1 on 16x16",
+        "whole step",
+        "rest ",
+    ] {
+        assert!(text.contains(words), "{words:?} is missing in\n{text}");
+    }
 }
 
 #[test]

@@ -88,7 +88,12 @@ impl RecipeArgs {
 
     /// The recipe with the flags' device in place of its own.
     fn load_with(&self, device: &DeviceArgs) -> Result<recipe::LoadedRecipe, CliError> {
-        let sets = [&self.sets[..], &device.sets()].concat();
+        self.load_changed(&device.sets())
+    }
+
+    /// The recipe with more changes, behind those of `--set`.
+    fn load_changed(&self, more: &[String]) -> Result<recipe::LoadedRecipe, CliError> {
+        let sets = [&self.sets[..], more].concat();
         Ok(recipe::LoadedRecipe::load(&self.recipe, self.data.as_deref(), &sets)?)
     }
 }

@@ -4,6 +4,7 @@ pub mod cpu;
 pub mod device;
 pub mod features;
 pub mod online;
+pub mod ops;
 pub mod options;
 pub mod probe;
 pub mod speed;

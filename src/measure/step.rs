@@ -40,6 +40,8 @@ pub struct StepSpeed {
     pub flops_per_step: f64,
     /// Floating-point operations a second of a large matrix product, in the same type on the same device.
     pub matmul_flops_per_s: f64,
+    /// The same, a second of CPU time: it says something where other programs use the cores, too.
+    pub matmul_flops_per_cpu_s: Option<f64>,
     /// How much of that the step reaches.
     pub share_of_matmul_peak: f64,
 }
@@ -98,17 +100,29 @@ pub fn step<B: TrainAd>(
         cpu_s_per_step: cpu.map(|cpu| cpu.sum() / f64::from(steps)),
         images_per_s: f64::from(work.batch_size) / wall,
         flops_per_step: flops,
-        matmul_flops_per_s: peak,
-        share_of_matmul_peak: flops / wall / peak,
+        matmul_flops_per_s: peak.flops_per_s,
+        matmul_flops_per_cpu_s: peak.flops_per_cpu_s,
+        share_of_matmul_peak: flops / wall / peak.flops_per_s,
     }
 }
 
-/// Operations a second of a square matrix product that is large enough to be at the device's best.
-fn matmul_peak<B: Backend>(precision: Precision, device: &B::Device) -> f64 {
+/// How fast a device multiplies matrices.
+#[derive(Clone, Copy, Debug, Default)]
+struct Peak {
+    /// Operations a second, the best of some tries.
+    flops_per_s: f64,
+    /// Operations a second of CPU time, all threads.
+    flops_per_cpu_s: Option<f64>,
+}
+
+/// The rate of a square matrix product that is large enough to be at the device's best.
+fn matmul_peak<B: Backend>(precision: Precision, device: &B::Device) -> Peak {
     const REPEATS: u32 = 4;
+    const TRIES: u32 = 3;
+    const ENOUGH: f64 = 0.25;
     const LARGEST: usize = 8192;
     let wait = || B::sync(device).unwrap_or_else(|error| panic!("the device failed: {error}"));
-    let mut best: f64 = 0.0;
+    let mut peak = Peak::default();
     let mut n = 512;
     loop {
         let draw = || {
@@ -119,14 +133,24 @@ fn matmul_peak<B: Backend>(precision: Precision, device: &B::Device) -> f64 {
         let product = || drop(a.clone().matmul(b.clone()));
         product(); // Compiles, chooses.
         wait();
-        let start = Instant::now();
-        (0..REPEATS).for_each(|_| product());
-        wait();
-        let seconds = start.elapsed().as_secs_f64();
-        best = best.max(2.0 * (n as f64).powi(3) * f64::from(REPEATS) / seconds);
+        let flops = 2.0 * (n as f64).powi(3) * f64::from(REPEATS);
+        let (cpu, began, mut tries) = (CpuTimes::now(), Instant::now(), 0);
+        // The best try: on a machine that is shared, one of them may have the cores for itself.
+        while tries == 0 || (tries < TRIES && began.elapsed().as_secs_f64() < ENOUGH) {
+            let start = Instant::now();
+            (0..REPEATS).for_each(|_| product());
+            wait();
+            peak.flops_per_s = peak.flops_per_s.max(flops / start.elapsed().as_secs_f64());
+            tries += 1;
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        let used = cpu
+            .zip(CpuTimes::now())
+            .map(|(before, after)| after.since(before).sum());
+        peak.flops_per_cpu_s = used.map(|used| f64::from(tries) * flops / used.max(1e-9));
         // Eight times as long next: a slow device is at its best by now.
-        if n >= LARGEST || seconds > 0.25 {
-            return best;
+        if n >= LARGEST || seconds > ENOUGH {
+            return peak;
         }
         n *= 2;
     }
@@ -346,6 +370,7 @@ mod tests {
             images_per_s,
             flops_per_step: 1e9,
             matmul_flops_per_s: 1e10,
+            matmul_flops_per_cpu_s: None,
             share_of_matmul_peak: 0.1,
         }
     }
@@ -421,6 +446,8 @@ mod tests {
     #[test]
     fn the_matrix_peak_is_a_speed() {
         let peak = matmul_peak::<Flex>(Precision::F32, &Default::default());
-        assert!(peak.is_finite() && peak > 1e6, "{peak}");
+        let rates = [Some(peak.flops_per_s), peak.flops_per_cpu_s];
+        let plausible = |rate: f64| rate.is_finite() && rate > 1e6 && rate < 1e15;
+        assert!(rates.into_iter().flatten().all(plausible), "{peak:?}");
     }
 }

@@ -16,6 +16,8 @@ pub enum BenchCommand {
     Feed(feed::FeedArgs),
     /// The training step alone, on a synthetic batch that stays on the device
     Step(step::StepArgs),
+    /// The training step operation by operation: calls, time, share of the device's matrix peak
+    Ops(step::StepArgs),
     /// The device against the CPU, number by number, and the bandwidth to it
     Device(device::DeviceCheckArgs),
     /// Feed and step together and each alone: who waits for whom, and what would help
@@ -27,6 +29,7 @@ pub fn run(command: &BenchCommand) -> Result<(), CliError> {
         BenchCommand::Feed(args) => feed::run(args),
         BenchCommand::Device(args) => device::run(args),
         BenchCommand::Step(args) => step::alone(args),
+        BenchCommand::Ops(args) => step::by_operation(args),
         BenchCommand::Train(args) => step::with_feed(args),
     }
 }

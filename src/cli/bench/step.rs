@@ -1,4 +1,4 @@
-//! `bench step` and `bench train`: the training step, alone and behind the feed.
+//! `bench step`, `bench ops` and `bench train`: the training step, alone, operation by operation, and behind the feed.
 
 use std::fmt;
 use std::time::Duration;
@@ -15,17 +15,21 @@ use crate::learn::model::VicReg;
 use crate::learn::ops::TrainAd;
 use crate::learn::schedule::Schedule;
 use crate::learn::trainer::Trainer;
+use crate::measure::ops::{self, OpsSpeed, Work};
 use crate::measure::speed;
 use crate::measure::step::{self, StepSpeed, Together, TrainSpeed, Workload};
 
-/// Arguments of `bench step` and `bench train`.
+/// Arguments of `bench step`, `bench ops` and `bench train`.
 #[derive(Debug, Args)]
 pub struct StepArgs {
     #[command(flatten)]
     recipe: RecipeArgs,
     #[command(flatten)]
     device: DeviceArgs,
-    /// Seconds to measure, for each of the measurements
+    /// Images in a batch; overrides the recipe's train.batch_size
+    #[arg(long, value_name = "N")]
+    batch_size: Option<u32>,
+    /// Seconds to measure, for each of the measurements; each operation of `bench ops` takes a fiftieth
     #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
     seconds: Duration,
     /// Print one JSON object
@@ -48,6 +52,16 @@ impl<T: fmt::Display> fmt::Display for Report<'_, T> {
 }
 
 impl StepArgs {
+    /// The recipe as the flags change it.
+    fn load(&self) -> Result<Recipe, CliError> {
+        if cfg!(debug_assertions) {
+            say!("note: this is a development build; the matrix product most of all is faster with `--release`");
+        }
+        let mut device = self.device.sets();
+        device.extend(self.batch_size.map(|size| format!("train.batch_size={size}")));
+        Ok(self.recipe.load_changed(&device)?.recipe)
+    }
+
     fn print<T: Serialize + fmt::Display>(&self, speed: &T) -> Result<(), CliError> {
         let recipe = self.recipe.recipe.display().to_string();
         Ok(print(self.json, &Report { recipe, speed })?)
@@ -55,7 +69,7 @@ impl StepArgs {
 }
 
 pub fn alone(args: &StepArgs) -> Result<(), CliError> {
-    let recipe = args.recipe.load_with(&args.device)?.recipe;
+    let recipe = args.load()?;
     let device = open_device(&recipe)?;
     let speed = device.run(Alone {
         recipe: &recipe,
@@ -65,8 +79,19 @@ pub fn alone(args: &StepArgs) -> Result<(), CliError> {
     args.print(&speed)
 }
 
+pub fn by_operation(args: &StepArgs) -> Result<(), CliError> {
+    let recipe = args.load()?;
+    let device = open_device(&recipe)?;
+    let speed = device.run(ByOperation(Alone {
+        recipe: &recipe,
+        name: &device.name,
+        time: args.seconds,
+    }))?;
+    args.print(&speed)
+}
+
 pub fn with_feed(args: &StepArgs) -> Result<(), CliError> {
-    let recipe = args.recipe.load_with(&args.device)?.recipe;
+    let recipe = args.load()?;
     let device = open_device(&recipe)?;
     let images = Images::open(&recipe.data)?;
     let options = device.feed_options(&recipe.feed);
@@ -123,6 +148,43 @@ impl Task for Alone<'_> {
     fn run<B: TrainAd>(self, device: B::Device) -> Self::Output {
         let mut trainer = self.trainer::<B>(&device)?;
         Ok(self.measure(&mut trainer, &device))
+    }
+}
+
+/// An operation is measured for this part of the time: there are many.
+const OPERATIONS: u32 = 50;
+
+/// The step alone, and then each of its operations.
+struct ByOperation<'a>(Alone<'a>);
+
+impl ByOperation<'_> {
+    fn work(&self) -> Work {
+        let recipe = self.0.recipe;
+        let (encoder, expander, train) = (&recipe.encoder, &recipe.expander, &recipe.train);
+        Work {
+            layers: encoder.layers(recipe.views.size as usize),
+            expander: expander.dims.clone(),
+            expander_parameters: expander.parameters(encoder.representation_dim()),
+            loss: recipe.loss.clone(),
+            optimizer: recipe.optimizer.clone(),
+            normalize: plan::normalize(recipe),
+            precision: train.precision,
+            batch_size: train.batch_size as usize,
+            micro_batch: train.micro_batch(),
+        }
+    }
+}
+
+impl Task for ByOperation<'_> {
+    type Output = Result<OpsSpeed, CliError>;
+
+    fn run<B: TrainAd>(self, device: B::Device) -> Self::Output {
+        let (step, model) = {
+            let mut trainer = self.0.trainer::<B>(&device)?;
+            (self.0.measure(&mut trainer, &device), trainer.model)
+        };
+        let time = self.0.time / OPERATIONS;
+        Ok(ops::ops(&model, &self.work(), step, &device, time))
     }
 }
 

@@ -1,17 +1,20 @@
-//! ResNet encoders: from normalised images `[N, 3, S, S]` to pooled representations `[N, F]`.
+//! ResNet encoders: from normalised images `[N, S, S, 3]` to pooled representations `[N, F]`.
 //!
-//! Here: the options as written and the plan of layers that they mean. `model` builds and runs them. Invariant: the paths of
-//! the parameters are torchvision's state-dict names, so that weights travel both ways.
+//! Here: the options as written and the plan of blocks that they mean. `layers` lists the convolutions with their maps, `model`
+//! builds and runs them. Invariant: the paths of the parameters are torchvision's state-dict names, so that weights travel both ways.
 //! Source: He et al. 2015 (1512.03385), torchvision's ResNet (stride in the 3x3 convolution of a bottleneck), and the VICReg
 //! code for width (every filter count is multiplied) and for depth 200.
 
 mod init;
+mod layers;
 mod model;
 
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub use init::Init;
+pub use layers::{Layer, NormKind, Source};
+pub(crate) use model::averaged;
 pub use model::{Block, Conv2d, ResNet};
 
 use super::ops::ConvArgs;
@@ -130,6 +133,14 @@ impl BlockPlan {
         self.stride != 1 || self.inputs != self.outputs
     }
 
+    /// Stride and padding of a convolution of the block: the padding keeps the side at stride 1.
+    pub(crate) fn args(kernel: usize, stride: usize) -> ConvArgs {
+        ConvArgs {
+            stride,
+            padding: kernel / 2,
+        }
+    }
+
     /// Convolutions in the order conv1, conv2, conv3, downsample: (inputs, outputs, kernel, stride).
     pub(crate) fn convolutions(&self) -> Vec<(usize, usize, usize, usize)> {
         let mut list = if self.bottleneck {
@@ -238,39 +249,6 @@ impl ResNetOptions {
     pub fn representation_dim(&self) -> usize {
         let expansion = if self.bottleneck() { 4 } else { 1 };
         (self.filters() << (self.stages().len() - 1)) * expansion
-    }
-
-    /// Parameters, operations and memory for images of `size` x `size` pixels.
-    pub fn cost(&self, size: usize) -> Cost {
-        let mut cost = Cost {
-            activation_bytes: 4 * 3 * (size * size) as u64,
-            ..Cost::default()
-        };
-        let mut convolution = |inputs: usize, outputs: usize, kernel: usize, side: usize| {
-            let weights = inputs * outputs * kernel * kernel;
-            cost.parameters += (weights + 2 * outputs) as u64;
-            cost.multiply_adds += (weights * side * side) as u64;
-            // Its output, for batch norm's backward pass, and what batch norm makes of it, for the next layer's.
-            let map = 4 * (outputs * side * side) as u64;
-            cost.activation_bytes += 2 * map;
-            cost.largest_map_bytes = cost.largest_map_bytes.max(map);
-        };
-        let (filters, kernel, args) = self.stem_convolution();
-        let mut side = args.output(size, kernel);
-        convolution(3, filters, kernel, side);
-        if self.stem.pools() {
-            side = POOL.output(side, POOL_KERNEL);
-        }
-        for block in self.plan().iter().flatten() {
-            let inner = side;
-            side = (side - 1) / block.stride + 1;
-            for (inputs, outputs, kernel, stride) in block.convolutions() {
-                // A bottleneck's first convolution comes before the stride.
-                let before = block.bottleneck && kernel == 1 && stride == 1 && inputs == block.inputs;
-                convolution(inputs, outputs, kernel, if before { inner } else { side });
-            }
-        }
-        cost
     }
 }
 

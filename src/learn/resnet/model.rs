@@ -79,10 +79,7 @@ impl<B: Backend> Block<B> {
             .convolutions()
             .into_iter()
             .map(|(inputs, outputs, kernel, stride)| {
-                let args = ConvArgs {
-                    stride,
-                    padding: kernel / 2,
-                };
+                let args = BlockPlan::args(kernel, stride);
                 let conv = Conv2d::new([outputs, inputs, kernel, kernel], args, options.init, false, draws);
                 (conv, BatchNorm::new(outputs, draws.device))
             });
@@ -254,7 +251,6 @@ impl<B: TrainOps> ResNet<B> {
     /// Normalised images `[N, S, S, 3]` -> representations `[N, F]`: the last maps' averages, taken in f32. Everything else is
     /// computed in the type of `x`, and so are the representations.
     pub fn forward(&self, x: Tensor<B, 4>, mode: &mut Mode<'_, B>) -> Tensor<B, 2> {
-        let dtype = x.dtype();
         let mut x = self.bn1.forward_relu(self.conv1.forward(x), mode);
         if self.pools {
             x = max_pool(x, POOL_KERNEL, POOL);
@@ -262,8 +258,13 @@ impl<B: TrainOps> ResNet<B> {
         for block in self.stages().into_iter().flatten() {
             x = block.forward(x, mode);
         }
-        let [n, h, w, features] = x.dims();
-        let means = cast(x, DType::F32).reshape([n, h * w, features]).mean_dim(1);
-        cast(means, dtype).reshape([n, features])
+        averaged(x)
     }
+}
+
+/// Averages of maps `[N, H, W, F]`, taken in f32, in the type of `x`: `[N, F]`.
+pub(crate) fn averaged<B: TrainOps>(x: Tensor<B, 4>) -> Tensor<B, 2> {
+    let (dtype, [n, h, w, features]) = (x.dtype(), x.dims());
+    let means = cast(x, DType::F32).reshape([n, h * w, features]).mean_dim(1);
+    cast(means, dtype).reshape([n, features])
 }

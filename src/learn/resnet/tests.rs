@@ -377,6 +377,68 @@ fn cost_is_known_before_the_network_is_built() {
     );
 }
 
+/// The list of layers is the network: its weights, and the maps that its batch norms see on the way.
+#[test]
+fn layers_are_what_is_built_and_run() {
+    for (depth, stem, padding, size) in [
+        (8, Stem::Cifar, None, 16),
+        (10, Stem::Cifar, Some(2), 9),
+        (18, Stem::Imagenet, None, 33),
+        (34, Stem::Imagenet, Some(1), 64),
+        (50, Stem::Cifar, None, 8),
+        (101, Stem::Imagenet, None, 32),
+    ] {
+        let options = ResNetOptions {
+            depth,
+            width: 0.0625,
+            stem,
+            stem_padding: padding,
+            ..Default::default()
+        };
+        let (net, layers) = (net::<Flex>(&options, 1), options.layers(size));
+        let sorted = |mut list: Vec<Vec<usize>>| {
+            list.sort();
+            list
+        };
+        let weights = export(&net).into_iter().map(|tensor| tensor.shape);
+        let planned = layers.iter().map(|l| vec![l.outputs, l.inputs, l.kernel, l.kernel]);
+        assert_eq!(
+            sorted(weights.filter(|shape| shape.len() == 4).collect()),
+            sorted(planned.collect()),
+            "{options:?}"
+        );
+
+        let mut stats = Vec::new();
+        let x = Tensor::from_data(
+            TensorData::new(hash(2 * 3 * size * size, 7), [2, size, size, 3]),
+            &Default::default(),
+        );
+        net.forward(x, &mut Mode::Train(&mut stats));
+        let seen = stats.iter().map(|seen| vec![seen.mean.dims()[0], seen.count]);
+        let planned = layers.iter().map(|l| vec![l.outputs, 2 * l.output_side().pow(2)]);
+        assert_eq!(sorted(seen.collect()), sorted(planned.collect()), "{options:?}");
+
+        // What follows and where it comes from: a block each of these, and the stem.
+        let blocks = layers.iter().filter(|layer| layer.opens_block).count();
+        let ends = layers.iter().filter(|layer| layer.norm == NormKind::AddRelu).count();
+        assert_eq!((blocks, ends), (options.plan().concat().len(), blocks), "{options:?}");
+        assert_eq!(layers.iter().filter(|layer| layer.source == Source::Images).count(), 1);
+        let pooled = layers.iter().filter(|layer| layer.source == Source::Pool).count();
+        assert_eq!(
+            pooled,
+            match (stem, depth) {
+                (Stem::Cifar, _) => 0,
+                (_, 18 | 34) => 1, // The first block's shortcut has no projection.
+                _ => 2,
+            }
+        );
+        for layer in layers.iter().filter(|layer| layer.source == Source::Norm) {
+            let makes = |made: &Layer| (made.outputs, made.output_side()) == (layer.inputs, layer.side);
+            assert!(layers.iter().any(makes), "{layer:?} of {options:?}");
+        }
+    }
+}
+
 #[test]
 fn initial_weights_follow_their_distribution_and_their_seed() {
     let weights = |init: Init, seed| {
