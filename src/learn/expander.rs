@@ -5,7 +5,7 @@
 //! `1.weight`, `1.bias`, `1.running_mean`, `1.running_var`, `3.weight`... (2, 5, ... are the rectifiers).
 
 use super::norm::{BatchNorm, BatchStats, Mode};
-use super::ops::{TrainOps, as_computed};
+use super::ops::{TrainOps, as_computed, linear};
 use crate::data::rng::{Domain, Philox};
 use burn::module::{
     AutodiffModule, Content, Devices, HasAutodiffModule, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper,
@@ -116,19 +116,20 @@ impl<B: Backend> Linear<B> {
         }
     }
 
-    /// `x`: `[N, in]` -> `[N, out]`, in the type of `x`. Computed as (W x^T + b)^T, because then autodiff lays out the weight's gradient, the largest
-    /// tensor here, as the weight itself; x W^T would give it transposed, and the optimiser would pay for it.
-    pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+    /// `x`: `[N, in]` -> `[N, out]`, in the type of `x`.
+    pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2>
+    where
+        B: TrainOps,
+    {
         let weight = as_computed(self.weight.val(), &x);
-        let y = weight.matmul(x.transpose()); // [out, in] [in, N] -> [out, N]
-        let y = match &self.bias {
+        let y = linear(x, weight);
+        match &self.bias {
             Some(bias) => {
                 let bias = as_computed(bias.val(), &y);
-                y + bias.unsqueeze_dim(1) // [out, 1]
+                y + bias.unsqueeze() // [1, out]
             }
             None => y,
-        };
-        y.transpose()
+        }
     }
 }
 

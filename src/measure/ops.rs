@@ -14,10 +14,10 @@ use super::step::StepSpeed;
 use crate::learn::input::Normalize;
 use crate::learn::model::VicReg;
 use crate::learn::norm::{EPSILON, Mode};
-use crate::learn::ops::{TrainAd, TrainOps, cast, tensor};
+use crate::learn::ops::{TrainAd, TrainOps, average, cast, tensor};
 use crate::learn::optim::{Optimizer, OptimizerOptions};
 use crate::learn::options::Precision;
-use crate::learn::resnet::{Layer, POOL, POOL_KERNEL, averaged};
+use crate::learn::resnet::{Layer, POOL, POOL_KERNEL};
 use crate::learn::vicreg::{LossOptions, vicreg_loss};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Tensor};
@@ -184,7 +184,7 @@ impl<'a, B: TrainAd> Bench<'a, B> {
         let asked = Tensor::<B, 2>::from_inner(cast(asked, self.maps.dtype));
         self.clock.mean(
             || (maps.clone(), asked.clone()),
-            |(maps, asked)| (averaged(maps) * asked).sum().backward(),
+            |(maps, asked)| (average(maps) * asked).sum().backward(),
         )
     }
 

@@ -7,7 +7,7 @@ use super::{ConvArgs, LateRead, NormSaved, Normed, TrainOps, primitive, tensor};
 use crate::learn::input::{Normalize, Pixels};
 use crate::learn::vicreg::{LossOptions, LossTerms, closed_form};
 use burn::tensor::{
-    Tensor,
+    Tensor, TensorMetadata,
     backend::AutodiffBackend,
     ops::{FloatTensor, IntTensor},
 };
@@ -100,6 +100,26 @@ impl<B: TrainOps, C: CheckpointStrategy> TrainOps for Autodiff<B, C> {
         LossTerms::from_inner(terms, tensor(loss))
     }
 
+    fn dense(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        let nodes = [x.node.clone(), weight.node.clone()];
+        match LinearBackward.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let state = (x.primitive.clone(), weight.primitive.clone());
+                prep.finish(state, B::dense(x.primitive, weight.primitive))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::dense(x.primitive, weight.primitive)),
+        }
+    }
+
+    fn average(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let [_, h, w, _] = x.primitive.shape().dims();
+        let node = x.node.clone();
+        match AverageBackward.prepare::<C>([node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish([h, w], B::average(x.primitive)),
+            OpsKind::UnTracked(prep) => prep.finish(B::average(x.primitive)),
+        }
+    }
+
     fn max_pool(x: FloatTensor<Self>, kernel: usize, args: ConvArgs) -> FloatTensor<Self> {
         let y = B::max_pool(x.primitive.clone(), kernel, args);
         match PoolBackward.prepare::<C>([x.node]).compute_bound().stateful() {
@@ -184,6 +204,41 @@ impl<B: TrainOps> Backward<B, 2> for ConvBackward {
             (Some(node), None) => register!(B, grads, node, B::conv_input_grad(x, weight, grad, args)),
             (None, Some(node)) => register!(B, grads, node, B::conv_weight_grad(x, weight, grad, args)),
             (None, None) => {}
+        }
+    }
+}
+
+#[derive(Debug)]
+struct LinearBackward;
+
+impl<B: TrainOps> Backward<B, 2> for LinearBackward {
+    /// Input, weight.
+    type State = (FloatTensor<B>, FloatTensor<B>);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (x, weight) = ops.state;
+        let [x_node, weight_node] = ops.parents;
+        if let Some(node) = weight_node {
+            register!(B, grads, node, B::dense_weight_grad(x, grad.clone()));
+        }
+        if let Some(node) = x_node {
+            register!(B, grads, node, B::dense_input_grad(weight, grad));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct AverageBackward;
+
+impl<B: TrainOps> Backward<B, 1> for AverageBackward {
+    /// Height and width of the maps.
+    type State = [usize; 2];
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        if let [Some(node)] = ops.parents {
+            register!(B, grads, node, B::average_grad(grad, ops.state));
         }
     }
 }

@@ -15,6 +15,10 @@ use rayon::prelude::*;
 
 /// Pixels that a chunk of samples has at least: enough to use a panel well, few enough to keep many cores busy.
 const CHUNK_PIXELS: usize = 256;
+/// Chunks that there should be, where there are few pixels.
+const CHUNKS: usize = 16;
+/// Pixels that fill the tiles of a product.
+const CHUNK_PIXELS_LEAST: usize = 48;
 /// Pixels whose sums are held together, a multiple of the tile's 6 or 12 rows.
 const PIXEL_BLOCK: usize = 192;
 /// Taps (input channels x kernel) a panel slice holds: 256 rows of 64 lanes are 64 KB.
@@ -198,7 +202,11 @@ fn run(arch: Arch, source: &[f32], border: Border, phases: Vec<Phase>, output: [
     } else {
         buffers::zeros(length)
     };
-    let samples = CHUNK_PIXELS.div_ceil(output[1] * output[2]);
+    let pixels = length / output[0];
+    let samples = CHUNK_PIXELS
+        .min(pixels.div_ceil(CHUNKS))
+        .max(CHUNK_PIXELS_LEAST)
+        .div_ceil(output[1] * output[2]);
     out.par_chunks_mut(samples * sample_out)
         .zip(source.par_chunks(samples * sample_in))
         .for_each(|(out, source)| {

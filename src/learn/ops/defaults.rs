@@ -62,6 +62,24 @@ pub(super) fn max_pool_grad<B: Backend>(
     channels_last::<B>(back.x_grad)
 }
 
+pub(super) fn dense<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_matmul(x, B::float_transpose(weight))
+}
+
+pub(super) fn average<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    let dtype = x.dtype();
+    let [n, h, w, c] = x.shape().dims();
+    let maps: Tensor<B, 3> = cast(tensor(B::float_reshape(x, [n, h * w, c].into())), DType::F32);
+    primitive(cast(maps.mean_dim(1), dtype).reshape([n, c]))
+}
+
+pub(super) fn average_grad<B: Backend>(grad: FloatTensor<B>, [h, w]: [usize; 2]) -> FloatTensor<B> {
+    let [n, c] = grad.shape().dims();
+    let grad: Tensor<B, 2> = tensor(grad);
+    let grad: Tensor<B, 4> = (grad / (h * w) as f64).reshape([n, 1, 1, c]);
+    primitive(grad.expand([n, h, w, c]))
+}
+
 /// `[N, C]` or `[N, H, W, C]` as f32 `[rows, C]`.
 fn rows<B: Backend>(x: FloatTensor<B>) -> Tensor<B, 2> {
     let shape = x.shape();

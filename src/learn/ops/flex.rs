@@ -51,6 +51,27 @@ fn recycle(tensor: FlexTensor) {
     }
 }
 
+/// A convolution of what is there and no more.
+const WHOLE: ConvArgs = ConvArgs { stride: 1, padding: 0 };
+
+/// Rows `[N, C]` as images of one pixel.
+fn pixels(rows: FlexTensor) -> FlexTensor {
+    let (n, c) = (dims(&rows)[0], dims(&rows)[1]);
+    rows.to_contiguous().reshape([n, 1, 1, c].into())
+}
+
+/// [`pixels`] back.
+fn rows(pixels: FlexTensor) -> FlexTensor {
+    let (n, c) = (dims(&pixels)[0], dims(&pixels)[3]);
+    pixels.reshape([n, c].into())
+}
+
+/// A weight `[out, in]` as a kernel of one tap.
+fn kernel(weight: FlexTensor) -> FlexTensor {
+    let (outputs, inputs) = (dims(&weight)[0], dims(&weight)[1]);
+    weight.to_contiguous().reshape([outputs, inputs, 1, 1].into())
+}
+
 fn dims(tensor: &FlexTensor) -> &[usize] {
     tensor.layout().shape().as_slice()
 }
@@ -93,6 +114,41 @@ impl TrainOps for Flex {
         let dw = conv_weight::weight_grad(Arch::new(), values(&x), values(&grad), shape);
         [x, grad].into_iter().for_each(recycle);
         rounded(from_vec(dw, dims(&weight)), dtype)
+    }
+
+    // Convolutions of images of one pixel.
+    fn dense(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        rows(Self::conv(pixels(x), kernel(weight), WHOLE))
+    }
+
+    fn dense_input_grad(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        // Of the input only the shape matters.
+        let x = FlexTensor::empty([dims(&grad)[0], 1, 1, dims(&weight)[1]].into(), DType::F32);
+        rows(Self::conv_input_grad(x, kernel(weight), pixels(grad), WHOLE))
+    }
+
+    fn dense_weight_grad(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (outputs, inputs) = (dims(&grad)[1], dims(&x)[1]);
+        let weight = FlexTensor::empty([outputs, inputs, 1, 1].into(), DType::F32);
+        let dw = Self::conv_weight_grad(pixels(x), weight, pixels(grad), WHOLE);
+        dw.reshape([outputs, inputs].into())
+    }
+
+    fn average(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (dtype, x) = (x.dtype(), widened(x));
+        let &[n, h, w, c] = dims(&x) else {
+            panic!("an average of a map of rank {}", dims(&x).len())
+        };
+        let means = pool::average(values(&x), h * w, c);
+        recycle(x);
+        rounded(from_vec(means, &[n, c]), dtype)
+    }
+
+    fn average_grad(grad: FloatTensor<Self>, [h, w]: [usize; 2]) -> FloatTensor<Self> {
+        let (dtype, grad) = (grad.dtype(), widened(grad));
+        let (n, c) = (dims(&grad)[0], dims(&grad)[1]);
+        let dx = pool::average_grad(values(&grad), h * w, c);
+        rounded(from_vec(dx, &[n, h, w, c]), dtype)
     }
 
     fn norm(

@@ -127,6 +127,31 @@ pub trait TrainOps: Backend {
         defaults::conv_weight_grad::<Self>(x, weight, grad, args)
     }
 
+    /// A linear layer: `x weight^T`, rows `[N, in]` and a weight `[out, in]`, as in PyTorch, to `[N, out]`.
+    fn dense(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        defaults::dense::<Self>(x, weight)
+    }
+
+    /// Gradient of a linear layer's input, `[N, in]`.
+    fn dense_input_grad(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_matmul(grad, weight)
+    }
+
+    /// Gradient of a linear layer's weight, `[out, in]`, laid out as the weight: the optimiser would pay for a transposed one.
+    fn dense_weight_grad(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_matmul(Self::float_transpose(grad), x)
+    }
+
+    /// Averages of maps `[N, H, W, C]`, `[N, C]`, taken in f32.
+    fn average(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        defaults::average::<Self>(x)
+    }
+
+    /// Gradient of the maps of which [`TrainOps::average`] was taken, of `side` (height, width) pixels.
+    fn average_grad(grad: FloatTensor<Self>, side: [usize; 2]) -> FloatTensor<Self> {
+        defaults::average_grad::<Self>(grad, side)
+    }
+
     /// Batch norm with the batch's own statistics, taken in f32 whatever the type of `x` (Ioffe and Szegedy 2015, algorithm 1): the biased variance normalises, then
     /// `y = gamma (x - mean) / sqrt(var + epsilon) + beta`, then `+ residual` if given, then `max(0, .)` if `relu`.
     fn norm(
@@ -254,6 +279,16 @@ pub fn conv2d<B: TrainOps>(x: Tensor<B, 4>, weight: Tensor<B, 4>, args: ConvArgs
 /// [`TrainOps::max_pool`] on tensors.
 pub(crate) fn max_pool<B: TrainOps>(x: Tensor<B, 4>, kernel: usize, args: ConvArgs) -> Tensor<B, 4> {
     tensor(B::max_pool(primitive(x), kernel, args))
+}
+
+/// [`TrainOps::dense`] on tensors.
+pub(crate) fn linear<B: TrainOps>(x: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B, 2> {
+    tensor(B::dense(primitive(x), primitive(weight)))
+}
+
+/// [`TrainOps::average`] on tensors.
+pub(crate) fn average<B: TrainOps>(x: Tensor<B, 4>) -> Tensor<B, 2> {
+    tensor(B::average(primitive(x)))
 }
 
 /// A tensor's float primitive.

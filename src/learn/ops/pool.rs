@@ -1,4 +1,4 @@
-//! Max-pool on the CPU, forward and backward.
+//! Max-pool and global average on the CPU, forward and backward.
 //!
 //! In and out: contiguous slices in NHWC, image by image. The gradient goes to the first of equal largest values, as in PyTorch.
 //! Which one that was is found again from input and output: nothing is kept for it.
@@ -133,4 +133,34 @@ impl WithSimd for Back<'_> {
             }
         }
     }
+}
+
+/// Averages over `pixels` pixels, `[N, channels]`.
+pub(super) fn average(x: &[f32], pixels: usize, channels: usize) -> Vec<f32> {
+    let mut means = vec![0.0; x.len() / pixels];
+    means
+        .par_chunks_mut(channels)
+        .zip(x.par_chunks(pixels * channels))
+        .for_each(|(means, x)| {
+            for row in x.chunks_exact(channels) {
+                means.iter_mut().zip(row).for_each(|(mean, &x)| *mean += x);
+            }
+            means.iter_mut().for_each(|mean| *mean /= pixels as f32);
+        });
+    means
+}
+
+/// Gradient of [`average`]'s input.
+pub(super) fn average_grad(grad: &[f32], pixels: usize, channels: usize) -> Vec<f32> {
+    let mut dx = buffers::take(grad.len() * pixels);
+    dx.par_chunks_mut(pixels * channels)
+        .zip(grad.par_chunks(channels))
+        .for_each(|(dx, grad)| {
+            let (first, others) = dx.split_at_mut(channels);
+            first.iter_mut().zip(grad).for_each(|(dx, &g)| *dx = g / pixels as f32);
+            others
+                .chunks_exact_mut(channels)
+                .for_each(|row| row.copy_from_slice(first));
+        });
+    dx
 }

@@ -8,7 +8,10 @@ use super::{
 use crate::learn::norm::{BatchNorm, BatchStats};
 use burn::{
     backend::{Autodiff, Flex},
-    tensor::{Tensor, TensorData, ops::FloatTensor},
+    tensor::{
+        Tensor, TensorData,
+        ops::{FloatTensor, FloatTensorOps},
+    },
 };
 use pulp::Arch;
 
@@ -110,6 +113,52 @@ fn convolution_and_its_gradients_equal_stock_burn() {
 }
 
 #[test]
+fn linear_layers_and_averages_equal_stock_burn() {
+    for [n, inputs, outputs] in [[5, 7, 3], [256, 128, 512], [70, 33, 130]] {
+        let (x, weight) = (
+            primitive(hashed([n, inputs], 1)),
+            primitive(hashed([outputs, inputs], 2)),
+        );
+        let grad = primitive(hashed([n, outputs], 3));
+        let pairs = [
+            (
+                Flex::dense(x.clone(), weight.clone()),
+                defaults::dense::<Flex>(x.clone(), weight.clone()),
+            ),
+            (
+                Flex::dense_input_grad(weight.clone(), grad.clone()),
+                Flex::float_matmul(grad.clone(), weight),
+            ),
+            (
+                Flex::dense_weight_grad(x.clone(), grad.clone()),
+                Flex::float_matmul(Flex::float_transpose(grad), x),
+            ),
+        ];
+        for (what, (ours, stock)) in pairs.into_iter().enumerate() {
+            let difference = difference(&flat(ours), &flat(stock));
+            assert!(
+                difference < 1e-5,
+                "{n} x {inputs} x {outputs}: result {what} by {difference}"
+            );
+        }
+    }
+    for shape in [[3, 4, 5, 7], [2, 8, 8, 64]] {
+        let x = primitive(hashed(shape, 1));
+        let grad = primitive(hashed([shape[0], shape[3]], 2));
+        let pairs = [
+            (Flex::average(x.clone()), defaults::average::<Flex>(x)),
+            (
+                Flex::average_grad(grad.clone(), [shape[1], shape[2]]),
+                defaults::average_grad::<Flex>(grad, [shape[1], shape[2]]),
+            ),
+        ];
+        for (ours, stock) in pairs {
+            assert!(difference(&flat(ours), &flat(stock)) < 1e-6, "{shape:?}");
+        }
+    }
+}
+
+#[test]
 fn pools_and_their_gradients_equal_stock_burn() {
     // Odd sides, a kernel that jumps over pixels, and few enough different values that many are equal.
     for (shape, kernel, stride, padding) in [
@@ -123,7 +172,6 @@ fn pools_and_their_gradients_equal_stock_burn() {
         let stock = defaults::max_pool::<Flex>(x.clone(), kernel, args);
         assert_eq!(floats::<4>(tensor(ours.clone())), floats::<4>(tensor(stock)));
         let grad = primitive(hashed(tensor::<Flex, 4>(ours.clone()).dims(), 2));
-        // Stock burn is given its own order: it takes a permuted gradient for a contiguous one.
         let stock = defaults::max_pool_grad::<Flex>(x.clone(), grad.clone(), kernel, args);
         let ours = Flex::max_pool_grad(x, ours, grad, kernel, args);
         assert!(difference(&floats::<4>(tensor(ours)), &floats::<4>(tensor(stock))) < 1e-6);

@@ -14,7 +14,6 @@ pub(crate) mod tests;
 
 pub use init::Init;
 pub use layers::{Layer, NormKind, Source};
-pub(crate) use model::averaged;
 pub use model::{Block, Conv2d, ResNet};
 
 use super::ops::ConvArgs;

@@ -6,11 +6,11 @@
 use super::{BlockPlan, Init, POOL, POOL_KERNEL, ResNetOptions};
 use crate::learn::{
     norm::{BatchNorm, BatchStats, Mode},
-    ops::{ConvArgs, TrainOps, as_computed, cast, conv2d, max_pool},
+    ops::{ConvArgs, TrainOps, as_computed, average, conv2d, max_pool},
 };
 use burn::{
     module::{Module, Param},
-    tensor::{DType, Tensor, TensorData, backend::Backend},
+    tensor::{Tensor, TensorData, backend::Backend},
 };
 
 /// A convolution without bias.
@@ -258,13 +258,6 @@ impl<B: TrainOps> ResNet<B> {
         for block in self.stages().into_iter().flatten() {
             x = block.forward(x, mode);
         }
-        averaged(x)
+        average(x)
     }
-}
-
-/// Averages of maps `[N, H, W, F]`, taken in f32, in the type of `x`: `[N, F]`.
-pub(crate) fn averaged<B: TrainOps>(x: Tensor<B, 4>) -> Tensor<B, 2> {
-    let (dtype, [n, h, w, features]) = (x.dtype(), x.dims());
-    let means = cast(x, DType::F32).reshape([n, h * w, features]).mean_dim(1);
-    cast(means, dtype).reshape([n, features])
 }

@@ -5,8 +5,8 @@
 
 use crate::learn::input::{Normalize, Uploaded};
 use crate::learn::norm::EPSILON;
-use crate::learn::ops::{NormSaved, TrainAd, TrainOps, cast, primitive, tensor};
-use crate::learn::resnet::{Layer, NormKind, POOL, POOL_KERNEL, Source, averaged};
+use crate::learn::ops::{NormSaved, TrainAd, TrainOps, average, cast, primitive, tensor};
+use crate::learn::resnet::{Layer, NormKind, POOL, POOL_KERNEL, Source};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Distribution, Tensor};
@@ -147,7 +147,7 @@ impl<B: TrainAd> Maps<'_, B> {
         let maps: Tensor<Inner<B>, 4> = tensor(self.plain(channels, side));
         let maps = Tensor::<B, 4>::from_inner(maps).require_grad();
         Box::new(move || {
-            let gradients = averaged(maps.clone()).sum().backward();
+            let gradients = average(maps.clone()).sum().backward();
             let gradient = maps.grad(&gradients).expect("the sum depends on the maps");
             primitive(gradient)
         })
