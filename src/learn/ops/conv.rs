@@ -134,6 +134,11 @@ pub(super) fn forward(arch: Arch, x: &[f32], weight: &[f32], shape: ConvShape) -
         let weight = |tap, input, output| weight[shape.place(output, input, tap)];
         return winograd::convolve(arch, x, weight, &plan);
     }
+    direct(arch, x, weight, shape)
+}
+
+/// [`forward`] with one product a tap.
+pub(super) fn direct(arch: Arch, x: &[f32], weight: &[f32], shape: ConvShape) -> Vec<f32> {
     let (border, pixels, taps) = forward_gather(&shape);
     let cin = shape.input[0];
     let panels = pack(arch, shape.output[0], taps.len(), |channel, tap| {

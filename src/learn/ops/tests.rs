@@ -178,6 +178,80 @@ fn pools_and_their_gradients_equal_stock_burn() {
     }
 }
 
+/// Root mean square of the errors, as a share of that of the values.
+fn error(ours: &[f32], exact: &[f64]) -> f64 {
+    assert_eq!(ours.len(), exact.len());
+    let errors = ours.iter().zip(exact).map(|(&a, &b)| (f64::from(a) - b).powi(2));
+    (errors.sum::<f64>() / exact.iter().map(|v| v * v).sum::<f64>()).sqrt()
+}
+
+/// `[N, H, W, Cin]` by a 3 x 3 kernel with padding 1, in f64.
+fn exact(x: &[f64], weight: &[f64], shape: ConvShape) -> Vec<f64> {
+    let ([cin, h, w], [cout, ..]) = (shape.input, shape.output);
+    let mut out = vec![0.0; shape.n * h * w * cout];
+    for (at, out) in out.chunks_exact_mut(cout).enumerate() {
+        let (n, i, j) = (at / (h * w), at / w % h, at % w);
+        for (tap, (di, dj)) in (0..3).flat_map(|di| (0..3).map(move |dj| (di, dj))).enumerate() {
+            let (Some(y), Some(z)) = ((i + di).checked_sub(1), (j + dj).checked_sub(1)) else {
+                continue;
+            };
+            if y < h && z < w {
+                let x = &x[((n * h + y) * w + z) * cin..][..cin];
+                for (output, out) in out.iter_mut().enumerate() {
+                    let terms = x
+                        .iter()
+                        .enumerate()
+                        .map(|(c, x)| x * weight[shape.place(output, c, tap)]);
+                    *out += terms.sum::<f64>();
+                }
+            }
+        }
+    }
+    out
+}
+
+/// What fewer products cost: the error against f64, beside that of the direct way, for values as they are behind a rectifier.
+#[test]
+fn winograd_loses_little_against_float64() {
+    let shape = ConvShape::new(&[4, 12, 12, 64], &[64, 64, 3, 3], ConvArgs { stride: 1, padding: 1 });
+    let rectified = |salt| {
+        hash(4 * 144 * 64, salt)
+            .iter()
+            .map(|v| v.max(0.0))
+            .collect::<Vec<f32>>()
+    };
+    let (x, grad, weight) = (rectified(1), hash(4 * 144 * 64, 2), hash(64 * 64 * 9, 3));
+    let wide = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
+    let arch = Arch::new();
+    let expected = exact(&wide(&x), &wide(&weight), shape);
+    let direct = error(&conv::direct(arch, &x, &weight, shape), &expected);
+    let forward = error(&conv::forward(arch, &x, &weight, shape), &expected);
+
+    // The input gradient is the convolution with the kernel turned round.
+    let turned: Vec<f64> = (0..64 * 64 * 9)
+        .map(|at| f64::from(weight[shape.place(at / 9 % 64, at / 9 / 64, 8 - at % 9)]))
+        .collect();
+    let expected = exact(&wide(&grad), &turned, shape);
+    let input_grad = error(&conv::input_grad(arch, &grad, &weight, shape), &expected);
+
+    // The kernel's gradient, one tap of one pair of channels after another, from <grad, conv(x, e)>.
+    let ours = conv_weight::weight_grad(arch, &x, &grad, shape);
+    let (mut kept, mut expected) = (Vec::new(), Vec::new());
+    for at in (0..64 * 64 * 9).step_by(997) {
+        let mut unit = vec![0.0; 64 * 64 * 9];
+        unit[at] = 1.0;
+        let y = exact(&wide(&x), &unit, shape);
+        kept.push(ours[at]);
+        expected.push(y.iter().zip(&grad).map(|(y, &g)| y * f64::from(g)).sum());
+    }
+    let weight_grad = error(&kept, &expected);
+    eprintln!("direct {direct:.1e}, forward {forward:.1e}, input {input_grad:.1e}, kernel {weight_grad:.1e}");
+    for error in [forward, input_grad, weight_grad] {
+        assert!(error < 2e-6, "{error}");
+    }
+    assert!(forward < 4.0 * direct, "forward {forward}, direct {direct}");
+}
+
 /// The kernels for AVX2, and without any SIMD, on the same shapes: a user's CPU has other registers than ours.
 #[test]
 fn every_instruction_set_gives_the_same_convolution() {
