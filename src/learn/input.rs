@@ -128,11 +128,10 @@ pub(super) fn on_device<B: Backend>(
 }
 
 /// On the CPU: one table look-up a byte.
-pub(super) fn on_cpu(pixels: &[u8], by: Normalize) -> Vec<f32> {
+pub(super) fn on_cpu(pixels: &[u8], by: Normalize, maps: &mut [f32]) {
     const CHUNK: usize = 3 << 14;
     let table: [[f32; 256]; 3] =
         std::array::from_fn(|c| std::array::from_fn(|v| (v as f32 / 255.0 - by.mean[c]) / by.std[c]));
-    let mut maps = vec![0.0; pixels.len()];
     maps.par_chunks_mut(CHUNK)
         .zip(pixels.par_chunks(CHUNK))
         .for_each(|(maps, pixels)| {
@@ -140,7 +139,6 @@ pub(super) fn on_cpu(pixels: &[u8], by: Normalize) -> Vec<f32> {
                 *values = std::array::from_fn(|c| table[c][usize::from(pixel[c])]);
             }
         });
-    maps
 }
 
 #[cfg(test)]

@@ -215,10 +215,10 @@ impl<const RESIDUAL: bool, const RELU: bool> Pass for Affine<'_, RESIDUAL, RELU>
                 }
             }
             if RELU {
-                for v in 0..V {
+                for value in &mut value {
                     // Not a maximum: a NaN has to come through, a diverged run must be seen.
-                    let negative = simd.less_than_f32s(value[v], zero);
-                    value[v] = simd.select_f32s(negative, zero, value[v]);
+                    let negative = simd.less_than_f32s(*value, zero);
+                    *value = simd.select_f32s(negative, zero, *value);
                 }
             }
             store::<S, V, WHOLE>(simd, &mut y[first..][..width], value);

@@ -6,7 +6,7 @@
 //! Invariant: chunks depend on shapes alone and are added in order, so that any number of threads gives the same bits.
 
 use super::{
-    ConvArgs, buffers,
+    ConvArgs, buffers, conv_weight,
     gather::{Block, Lanes, Product},
     winograd,
 };
@@ -64,6 +64,20 @@ impl ConvShape {
     pub(super) fn place(&self, output: usize, input: usize, at: usize) -> usize {
         (output * self.input[0] + input) * self.kernel[0] * self.kernel[1] + at
     }
+}
+
+/// Bytes that the operations of a convolution keep between steps beside its maps: packed weights, and the sums of its kernel's
+/// gradient, of which each part of the batch may have its own.
+pub(crate) fn workspace(inputs: usize, outputs: usize, kernel: usize, stride: usize) -> u64 {
+    let winograd = kernel == 3 && stride == 1 && inputs % winograd::CHANNELS == 0 && outputs % winograd::CHANNELS == 0;
+    let taps = if winograd { winograd::POINTS } else { kernel * kernel };
+    let bytes = 4 * taps * inputs * outputs;
+    let parts = if winograd {
+        winograd::parts(bytes)
+    } else {
+        conv_weight::WEIGHT_PARTS
+    };
+    ((1 + parts) * bytes) as u64
 }
 
 pub(super) fn volume(dims: [usize; 3]) -> usize {

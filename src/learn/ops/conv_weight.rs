@@ -14,7 +14,7 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 /// Parts of the batch that sum their weight gradients apart, at most.
-const WEIGHT_PARTS: usize = 8;
+pub(super) const WEIGHT_PARTS: usize = 8;
 /// Pixels below which a part would be too small to be worth its own sums.
 const PART_PIXELS: usize = 8192;
 
@@ -62,7 +62,8 @@ pub(super) fn total(sums: &mut [f32], length: usize) -> &[f32] {
 /// Sums `[Kh, Kw, Cin, Cout]` as a kernel `[Cout, Cin, Kh, Kw]`.
 fn kernel(sums: &[f32], shape: &ConvShape) -> Vec<f32> {
     let (cin, area) = (shape.input[0], shape.kernel[0] * shape.kernel[1]);
-    let mut kernel = buffers::take(sums.len());
+    // Not one to keep: it leaves for the optimiser.
+    let mut kernel = vec![0.0; sums.len()];
     kernel
         .par_chunks_mut(cin * area)
         .enumerate()

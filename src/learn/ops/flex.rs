@@ -51,27 +51,6 @@ fn recycle(tensor: FlexTensor) {
     }
 }
 
-/// A convolution of what is there and no more.
-const WHOLE: ConvArgs = ConvArgs { stride: 1, padding: 0 };
-
-/// Rows `[N, C]` as images of one pixel.
-fn pixels(rows: FlexTensor) -> FlexTensor {
-    let (n, c) = (dims(&rows)[0], dims(&rows)[1]);
-    rows.to_contiguous().reshape([n, 1, 1, c].into())
-}
-
-/// [`pixels`] back.
-fn rows(pixels: FlexTensor) -> FlexTensor {
-    let (n, c) = (dims(&pixels)[0], dims(&pixels)[3]);
-    pixels.reshape([n, c].into())
-}
-
-/// A weight `[out, in]` as a kernel of one tap.
-fn kernel(weight: FlexTensor) -> FlexTensor {
-    let (outputs, inputs) = (dims(&weight)[0], dims(&weight)[1]);
-    weight.to_contiguous().reshape([outputs, inputs, 1, 1].into())
-}
-
 fn dims(tensor: &FlexTensor) -> &[usize] {
     tensor.layout().shape().as_slice()
 }
@@ -114,24 +93,6 @@ impl TrainOps for Flex {
         let dw = conv_weight::weight_grad(Arch::new(), values(&x), values(&grad), shape);
         [x, grad].into_iter().for_each(recycle);
         rounded(from_vec(dw, dims(&weight)), dtype)
-    }
-
-    // Convolutions of images of one pixel.
-    fn dense(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        rows(Self::conv(pixels(x), kernel(weight), WHOLE))
-    }
-
-    fn dense_input_grad(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        // Of the input only the shape matters.
-        let x = FlexTensor::empty([dims(&grad)[0], 1, 1, dims(&weight)[1]].into(), DType::F32);
-        rows(Self::conv_input_grad(x, kernel(weight), pixels(grad), WHOLE))
-    }
-
-    fn dense_weight_grad(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        let (outputs, inputs) = (dims(&grad)[1], dims(&x)[1]);
-        let weight = FlexTensor::empty([outputs, inputs, 1, 1].into(), DType::F32);
-        let dw = Self::conv_weight_grad(pixels(x), weight, pixels(grad), WHOLE);
-        dw.reshape([outputs, inputs].into())
     }
 
     fn average(x: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -187,8 +148,7 @@ impl TrainOps for Flex {
             residual: saved.residual,
         };
         let grads = batch_norm::gradients(grad, Rows::of(&shape), &passed);
-        recycle(x);
-        rectified.map(recycle);
+        [Some(x), rectified].into_iter().flatten().for_each(recycle);
         let residual = grads.residual.map(|grad| rounded(from_vec(grad, &shape), dtype));
         let channels = [grads.gamma.len()];
         NormGrads {
@@ -267,7 +227,9 @@ impl TrainOps for Flex {
         match pixels {
             Pixels::Host(bytes) => {
                 let shape = [range.len() / (h * w * 3), h, w, 3];
-                from_vec(input::on_cpu(&bytes[range], by), &shape)
+                let mut maps = buffers::take(range.len());
+                input::on_cpu(&bytes[range], by, &mut maps);
+                from_vec(maps, &shape)
             }
             Pixels::Device(_) => primitive(input::on_device::<Self>(pixels, range, [h, w], by, device)),
         }
@@ -282,7 +244,6 @@ fn affine(x: FlexTensor, scale: &[f32], shift: &[f32], residual: Option<FlexTens
     };
     let y = batch_norm::affine(values(&x), Rows::of(dims(&x)), scale, shift, after);
     let y = from_vec(y, dims(&x));
-    recycle(x);
-    residual.map(recycle);
+    [Some(x), residual].into_iter().flatten().for_each(recycle);
     y
 }

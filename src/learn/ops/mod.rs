@@ -21,6 +21,8 @@ mod strips;
 mod transform;
 mod winograd;
 
+pub(crate) use conv::workspace;
+
 use super::input::{self, Normalize, Pixels};
 use super::vicreg::{LossOptions, LossTerms, closed_form};
 use burn::tensor::{

@@ -22,7 +22,7 @@ pub(super) const POINTS: usize = 36;
 /// Outputs of a tile along an axis.
 const SIDE: usize = 4;
 /// Channels have to be a multiple of this: whole vectors in every instruction set, so that every lane has a channel.
-const CHANNELS: usize = 16;
+pub(super) const CHANNELS: usize = 16;
 /// A pixel outside of every image: beyond any slice.
 const OUTSIDE: u32 = u32::MAX;
 /// Bytes of transformed values at a time: most of a second-level cache.
@@ -287,16 +287,17 @@ const PART_BYTES: usize = 1 << 20;
 /// Such parts, at most.
 const PARTS: usize = 8;
 
+/// Parts for a kernel gradient that takes `bytes` transformed.
+pub(super) fn parts(bytes: usize) -> usize {
+    if bytes <= PART_BYTES { PARTS } else { 1 }
+}
+
 /// Gradient of the kernel as `[tap][Cin][Cout]`; `plan` is the forward one.
 pub(super) fn weight_grad(arch: Arch, x: &[f32], grad: &[f32], plan: &Plan) -> Vec<f32> {
     let [inputs, outputs] = plan.channels;
     let length = POINTS * inputs * outputs;
     let mosaics = plan.n.div_ceil(plan.images);
-    let parts = if 4 * length <= PART_BYTES {
-        PARTS.min(mosaics).max(1)
-    } else {
-        1
-    };
+    let parts = parts(4 * length).min(mosaics).max(1);
     let images = mosaics.div_ceil(parts).max(1) * plan.images;
     let mut sums = buffers::zeros(parts * length);
     sums.par_chunks_mut(length)

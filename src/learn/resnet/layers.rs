@@ -4,7 +4,7 @@
 //! that `model` builds and runs (tested: weights, and what each batch norm sees).
 
 use super::{BlockPlan, Cost, POOL, POOL_KERNEL, ResNetOptions};
-use crate::learn::ops::ConvArgs;
+use crate::learn::ops::{ConvArgs, workspace};
 
 /// What a convolution reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,6 +53,11 @@ impl Layer {
     /// Side of the maps that go out, pixels.
     pub fn output_side(&self) -> usize {
         self.args.output(self.side, self.kernel)
+    }
+
+    /// What its kernel is: inputs, outputs, side, stride.
+    fn kernel(&self) -> (usize, usize, usize, usize) {
+        (self.inputs, self.outputs, self.kernel, self.args.stride)
     }
 
     /// Weights of the convolution.
@@ -142,6 +147,11 @@ impl ResNetOptions {
             cost.activation_bytes += 2 * map;
             cost.largest_map_bytes = cost.largest_map_bytes.max(map);
         }
+        // Layers alike share what their operations keep.
+        let mut kernels: Vec<_> = self.layers(size).iter().map(Layer::kernel).collect();
+        kernels.sort_unstable();
+        kernels.dedup();
+        cost.workspace_bytes = kernels.into_iter().map(|(i, o, k, s)| workspace(i, o, k, s)).sum();
         cost
     }
 }
