@@ -85,7 +85,7 @@ impl MemoryEstimate {
         };
         let value = u64::from(train.precision.dtype().size() as u32);
         let maps = rows * (views * cost.activation_bytes + in_flight * cost.largest_map_bytes) * value / 4;
-        let activations = maps + cost.workspace_bytes;
+        let activations = maps + encoder.workspace(size, rows as usize);
 
         let layers = expander_layers(expander, features, batch);
 
@@ -249,9 +249,11 @@ mod tests {
         let small = vec![512; 3];
         let whole = estimate(256, None, small.clone());
         let micro = estimate(256, Some(16), small.clone());
-        let workspace = (ResNetOptions::default().cost(224).workspace_bytes as f64 * SLACK) as u64;
-        assert!(whole.activations - workspace > 20 * (micro.activations - workspace));
-        assert_eq!(micro.moment, "in the encoder's backward pass");
+        let maps = |estimate: &MemoryEstimate, rows| {
+            estimate.activations - (ResNetOptions::default().workspace(224, rows) as f64 * SLACK) as u64
+        };
+        assert!(maps(&whole, 256) > 20 * maps(&micro, 16));
+        assert_eq!(micro.moment, "at a checkpoint");
         assert_eq!(estimate(2048, Some(16), small).total(), micro.total());
         // A wide expander sees the whole batch.
         assert_eq!(

@@ -67,15 +67,15 @@ impl ConvShape {
 }
 
 /// Bytes that the operations of a convolution keep between steps beside its maps: packed weights, and the sums of its kernel's
-/// gradient, of which each part of the batch may have its own.
-pub(crate) fn workspace(inputs: usize, outputs: usize, kernel: usize, stride: usize) -> u64 {
-    let winograd = kernel == 3 && stride == 1 && inputs % winograd::CHANNELS == 0 && outputs % winograd::CHANNELS == 0;
+/// gradient, of which each part of the batch may have its own. `pixels`: of all images' outputs.
+pub(crate) fn workspace([inputs, outputs]: [usize; 2], kernel: usize, stride: usize, pixels: usize) -> u64 {
+    let winograd = kernel == 3 && stride == 1 && winograd::takes([inputs, outputs]);
     let taps = if winograd { winograd::POINTS } else { kernel * kernel };
     let bytes = 4 * taps * inputs * outputs;
     let parts = if winograd {
         winograd::parts(bytes)
     } else {
-        conv_weight::WEIGHT_PARTS
+        conv_weight::parts(pixels)
     };
     ((1 + parts) * bytes) as u64
 }

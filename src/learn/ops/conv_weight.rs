@@ -14,9 +14,14 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 /// Parts of the batch that sum their weight gradients apart, at most.
-pub(super) const WEIGHT_PARTS: usize = 8;
+const WEIGHT_PARTS: usize = 8;
 /// Pixels below which a part would be too small to be worth its own sums.
 const PART_PIXELS: usize = 8192;
+
+/// Parts for a batch with so many output pixels.
+pub(super) fn parts(pixels: usize) -> usize {
+    (pixels / PART_PIXELS).clamp(1, WEIGHT_PARTS)
+}
 
 /// Gradient of the kernel, `[Cout, Cin, Kh, Kw]`.
 pub(super) fn weight_grad(arch: Arch, x: &[f32], grad: &[f32], shape: ConvShape) -> Vec<f32> {
@@ -29,7 +34,7 @@ pub(super) fn weight_grad(arch: Arch, x: &[f32], grad: &[f32], shape: ConvShape)
     let (border, pixels, taps) = forward_gather(&shape);
     let blocks = Lanes::of(arch).blocks(shape.output[0]);
     let (sample_in, sample_out) = (volume(shape.input), volume(shape.output));
-    let parts = (shape.n * pixels.len() / PART_PIXELS).clamp(1, WEIGHT_PARTS);
+    let parts = parts(shape.n * pixels.len());
     let samples = shape.n.div_ceil(parts).max(1);
     let length = taps.len() * shape.output[0];
     let gather = Gather {

@@ -22,14 +22,14 @@ pub(super) const POINTS: usize = 36;
 /// Outputs of a tile along an axis.
 const SIDE: usize = 4;
 /// Channels have to be a multiple of this: whole vectors in every instruction set, so that every lane has a channel.
-pub(super) const CHANNELS: usize = 16;
+const CHANNELS: usize = 16;
 /// A pixel outside of every image: beyond any slice.
 const OUTSIDE: u32 = u32::MAX;
 /// Bytes of transformed values at a time: most of a second-level cache.
 const CHUNK_BYTES: usize = 512 << 10;
 /// The same, where each chunk adds to a kernel gradient larger than that cache: the more tiles the fewer times.
 const LARGE_CHUNK_BYTES: usize = 8 << 20;
-/// Chunks are multiples of this, so that they fill the tiles of the matrix product (6 or 12 rows).
+/// Chunks are multiples of this, so that they fill the tiles of the matrix product (6, 8 or 12 rows).
 const CHUNK_TILES: usize = 12;
 /// Tiles of one task, at least.
 const TASK_TILES: usize = 48;
@@ -80,7 +80,7 @@ impl Axis {
             output,
             padding,
         };
-        // Tiles an image, in twelfths; the smallest mosaic among equals.
+        // Tiles of four images; the smallest mosaic among equals.
         let cost = |axis: &Self| axis.tiles * 4 / axis.images;
         [1, 2, 4]
             .map(of)
@@ -116,9 +116,8 @@ impl Plan {
     }
 
     fn new(shape: &ConvShape, channels: [usize; 2], [h, w]: [usize; 2], padding: usize) -> Option<Self> {
-        let whole = channels.iter().all(|c| c % CHANNELS == 0);
         let fits = shape.kernel == [3, 3] && shape.args.stride == 1 && padding <= 2 && h.min(w) + 2 * padding > 2;
-        if !whole || !fits {
+        if !takes(channels) || !fits {
             return None;
         }
         let (rows, columns) = (Axis::new(h, padding), Axis::new(w, padding));
@@ -150,6 +149,11 @@ impl Plan {
             .step_by(chunk)
             .map(move |first| (first, chunk.min(tiles - first)))
     }
+}
+
+/// Whether channels are whole vectors.
+pub(super) fn takes(channels: [usize; 2]) -> bool {
+    channels.iter().all(|c| c.is_multiple_of(CHANNELS))
 }
 
 fn tiles_of(rows: Axis, columns: Axis) -> Vec<Tile> {

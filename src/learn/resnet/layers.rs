@@ -55,11 +55,6 @@ impl Layer {
         self.args.output(self.side, self.kernel)
     }
 
-    /// What its kernel is: inputs, outputs, side, stride.
-    fn kernel(&self) -> (usize, usize, usize, usize) {
-        (self.inputs, self.outputs, self.kernel, self.args.stride)
-    }
-
     /// Weights of the convolution.
     pub fn weights(&self) -> usize {
         self.inputs * self.outputs * self.kernel * self.kernel
@@ -147,11 +142,25 @@ impl ResNetOptions {
             cost.activation_bytes += 2 * map;
             cost.largest_map_bytes = cost.largest_map_bytes.max(map);
         }
-        // Layers alike share what their operations keep.
-        let mut kernels: Vec<_> = self.layers(size).iter().map(Layer::kernel).collect();
+        cost
+    }
+
+    /// Bytes that the CPU's operations keep for the convolutions of `rows` images of `size` x `size` pixels at a time. Layers alike
+    /// share them.
+    pub fn workspace(&self, size: usize, rows: usize) -> u64 {
+        let of = |layer: &Layer| {
+            let pixels = rows * layer.output_side().pow(2);
+            let (channels, stride) = ([layer.inputs, layer.outputs], layer.args.stride);
+            (
+                channels,
+                layer.kernel,
+                stride,
+                workspace(channels, layer.kernel, stride, pixels),
+            )
+        };
+        let mut kernels: Vec<_> = self.layers(size).iter().map(of).collect();
         kernels.sort_unstable();
         kernels.dedup();
-        cost.workspace_bytes = kernels.into_iter().map(|(i, o, k, s)| workspace(i, o, k, s)).sum();
-        cost
+        kernels.iter().map(|(.., bytes)| bytes).sum()
     }
 }

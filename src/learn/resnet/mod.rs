@@ -172,8 +172,6 @@ pub struct Cost {
     pub activation_bytes: u64,
     /// The largest map of one image, in bytes of f32.
     pub largest_map_bytes: u64,
-    /// What the CPU's operations keep for the convolutions, in bytes, whatever the batch.
-    pub workspace_bytes: u64,
 }
 
 impl ResNetOptions {

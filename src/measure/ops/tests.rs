@@ -143,8 +143,8 @@ fn tensors_have_the_shapes_of_the_network() {
     };
     for layer in &layers {
         let (inner, outer) = (layer.side, layer.output_side());
-        let read = [3, layer.inputs, inner, inner];
-        let made = [3, layer.outputs, outer, outer];
+        let read = [3, inner, inner, layer.inputs];
+        let made = [3, outer, outer, layer.outputs];
         assert_eq!(maps.input(layer).shape().as_slice(), read, "{layer:?}");
         assert_eq!(maps.convolved(layer).shape().as_slice(), made, "{layer:?}");
         assert_eq!(maps.output_gradient(layer).shape().as_slice(), made, "{layer:?}");
