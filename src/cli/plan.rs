@@ -211,7 +211,7 @@ pub fn start_feed(recipe: &Recipe, images: &Images, device: &Opened, step: u64) 
     Feed::start_with(
         Arc::clone(&images.train),
         feed_plan(recipe),
-        &device.feed_options(&recipe.feed),
+        &recipe.feed,
         step,
         &mut *device.slot_memory(),
     )

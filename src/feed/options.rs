@@ -34,7 +34,8 @@ impl OrderOptions {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FeedOptions {
-    /// Threads that decode and augment; 0 takes one a core, or one for two cores where the trainer computes on them too.
+    /// Threads that decode and augment; 0 takes one a core, where the trainer computes on the cores as well: fewer would load them
+    /// unevenly, and all wait for the slowest.
     #[schemars(extend("x-kind" = "operational"))]
     pub workers: u32,
     /// Batches under way, in slots; at least 2. A slot is views x batch x side x side x 3 bytes. Default 4.
@@ -56,22 +57,6 @@ impl Default for FeedOptions {
             ring: 4,
             max_bad_fraction: 0.01,
             max_bad: None,
-        }
-    }
-}
-
-impl FeedOptions {
-    /// The same with workers chosen for a trainer that computes on the same cores: half of them, and at least one.
-    pub fn beside_cpu_trainer(&self) -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
-        let workers = if self.workers == 0 {
-            (cores / 2).max(1)
-        } else {
-            self.workers
-        };
-        Self {
-            workers,
-            ..self.clone()
         }
     }
 }

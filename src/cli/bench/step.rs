@@ -94,8 +94,7 @@ pub fn with_feed(args: &StepArgs) -> Result<(), CliError> {
     let recipe = args.load()?;
     let device = open_device(&recipe)?;
     let images = Images::open(&recipe.data)?;
-    let options = device.feed_options(&recipe.feed);
-    let feed = speed::feed(&images.train, &plan::feed_plan(&recipe), &options, args.seconds)?;
+    let feed = speed::feed(&images.train, &plan::feed_plan(&recipe), &recipe.feed, args.seconds)?;
     let (step, together) = device.run(WithFeed {
         alone: Alone {
             recipe: &recipe,

@@ -13,7 +13,7 @@ mod wgpu;
 
 use super::ops::TrainAd;
 use super::options::Precision;
-use crate::feed::{FeedOptions, HeapMemory, SlotMemory};
+use crate::feed::{HeapMemory, SlotMemory};
 use burn::backend::{Autodiff, Flex};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -261,15 +261,6 @@ impl Opened {
     /// Whether the network computes on the cores that the feed's workers need.
     pub fn shares_cores(&self) -> bool {
         matches!(self.device, Device::Cpu)
-    }
-
-    /// The feed's options beside a trainer on this device.
-    pub fn feed_options(&self, options: &FeedOptions) -> FeedOptions {
-        if self.shares_cores() {
-            options.beside_cpu_trainer()
-        } else {
-            options.clone()
-        }
     }
 
     /// Refuses a precision that the device does not have.
