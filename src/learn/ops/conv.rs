@@ -72,12 +72,10 @@ pub(crate) fn workspace([inputs, outputs]: [usize; 2], kernel: usize, stride: us
     let winograd = kernel == 3 && stride == 1 && winograd::takes([inputs, outputs]);
     let taps = if winograd { winograd::POINTS } else { kernel * kernel };
     let bytes = 4 * taps * inputs * outputs;
-    let parts = if winograd {
-        winograd::parts(bytes)
-    } else {
-        conv_weight::parts(pixels)
-    };
-    ((1 + parts) * bytes) as u64
+    if winograd {
+        return ((1 + winograd::parts(bytes)) * bytes + winograd::scratch([inputs, outputs])) as u64;
+    }
+    ((1 + conv_weight::parts(pixels)) * bytes) as u64
 }
 
 pub(super) fn volume(dims: [usize; 3]) -> usize {

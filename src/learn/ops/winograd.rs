@@ -296,6 +296,20 @@ pub(super) fn parts(bytes: usize) -> usize {
     if bytes <= PART_BYTES { PARTS } else { 1 }
 }
 
+/// Bytes of transformed values that the kernel's gradient takes at a time, for sums of so many bytes.
+fn chunk_bytes(sums: usize) -> usize {
+    if sums <= PART_BYTES {
+        CHUNK_BYTES
+    } else {
+        LARGE_CHUNK_BYTES
+    }
+}
+
+/// Bytes of a layer's other buffers: transformed values, and the kernel's gradient by tap.
+pub(super) fn scratch([inputs, outputs]: [usize; 2]) -> usize {
+    chunk_bytes(4 * POINTS * inputs * outputs) + 4 * 9 * inputs * outputs
+}
+
 /// Gradient of the kernel as `[tap][Cin][Cout]`; `plan` is the forward one.
 pub(super) fn weight_grad(arch: Arch, x: &[f32], grad: &[f32], plan: &Plan) -> Vec<f32> {
     let [inputs, outputs] = plan.channels;
@@ -317,11 +331,7 @@ pub(super) fn weight_grad(arch: Arch, x: &[f32], grad: &[f32], plan: &Plan) -> V
 /// Adds the gradient of some images to `sums`, `[point][input][output]`.
 fn add_weight_grad(arch: Arch, x: &[f32], grad: &[f32], plan: &Plan, sums: &mut [f32]) {
     let [inputs, outputs] = plan.channels;
-    let bytes = if 4 * sums.len() <= PART_BYTES {
-        CHUNK_BYTES
-    } else {
-        LARGE_CHUNK_BYTES
-    };
+    let bytes = chunk_bytes(4 * sums.len());
     for (first, tiles) in plan.chunks(x.len() / (plan.pixels[0] * inputs), bytes) {
         buffers::with([tiles * POINTS * inputs, tiles * POINTS * outputs], |[v, m]| {
             let gradients = Load::<true> {
