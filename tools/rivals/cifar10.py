@@ -6,7 +6,7 @@ epoch and the views of a step are functions of seed and step alone, so that a ru
 
 Writes into `--out`: `metrics.jsonl` (the keys that our runs have, and CPU seconds of all processes), `checkpoint.pt`, at the end
 `encoder.pt` (torchvision's names) and `result.json` (weighted k-NN and linear probe, protocols of `vicreg-stream eval`).
-Needs torch 2.4 or later, torchvision, pyarrow, Python 3.11 or later, Linux.
+Needs torch 2.4 or later, torchvision, pyarrow, Python 3.11 or later, Linux; `smoke.py` and `step.py` beside it, whose layers it shares.
 
 Usage: python tools/rivals/cifar10.py --data DIR --recipe FILE --out DIR [--epochs N] [--seed 1] [--threads 2] [--eval-only]
 """
@@ -31,6 +31,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 from torchvision import transforms as T
+
+from smoke import Block
+from step import expander
 
 BLOCKS = {8: (1, 1, 1), 10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 LOG_EVERY, CHECKPOINT_EVERY = 10, 100
@@ -170,26 +173,6 @@ class Normalise:
 
 # ---- network -------------------------------------------------------------------------------------------------------------
 
-class Block(nn.Module):
-    """ResNet's basic block; a 1x1 projection where the shape changes."""
-
-    def __init__(self, inputs, outputs, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.downsample = None
-        if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x):
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = self.bn2(self.conv2(y))
-        y += x if self.downsample is None else self.downsample(x)
-        return F.relu(y, inplace=True)
-
-
 class Encoder(nn.Module):
     """ResNet of basic blocks with a 3x3 stem and no pool, up to its pooled features; torchvision's names."""
 
@@ -218,14 +201,6 @@ class Encoder(nn.Module):
         for stage in self.stages:
             x = getattr(self, stage)(x)
         return x.mean(dim=(2, 3))
-
-
-def expander(features, dims, hidden_bias, last_bias):
-    layers, inputs = [], features
-    for outputs in dims[:-1]:
-        layers += [nn.Linear(inputs, outputs, bias=hidden_bias), nn.BatchNorm1d(outputs), nn.ReLU(inplace=True)]
-        inputs = outputs
-    return nn.Sequential(*layers, nn.Linear(inputs, dims[-1], bias=last_bias))
 
 
 def network(recipe, seed):

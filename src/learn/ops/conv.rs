@@ -1,8 +1,8 @@
 //! Convolution on the CPU, forward and the input's gradient, as gathered products (see [`super::gather`]).
 //!
 //! In and out: contiguous slices in NHWC; channels are the lanes. A few samples at a time are padded into a scratch that stays
-//! in cache. What Winograd's algorithm does with fewer products goes to [`super::winograd`]. The input gradient of a strided convolution falls apart into stride x stride convolutions of stride 1, one a
-//! phase, so no product with zero is computed.
+//! in cache. What Winograd's algorithm does with fewer products goes to [`super::winograd`]. The input gradient of a strided
+//! convolution falls apart into stride x stride convolutions of stride 1, one a phase, so no product with zero is computed.
 //! Invariant: chunks depend on shapes alone and are added in order, so that any number of threads gives the same bits.
 
 use super::{
@@ -19,10 +19,9 @@ const CHUNK_PIXELS: usize = 256;
 const CHUNKS: usize = 16;
 /// Pixels that fill the tiles of a product.
 const CHUNK_PIXELS_LEAST: usize = 48;
-/// Pixels whose sums are held together, a multiple of the tile's 6 or 12 rows.
+/// Pixels whose sums are held together, a multiple of a tile's rows, however many they are.
 const PIXEL_BLOCK: usize = 192;
-/// Taps (input channels x kernel) a panel slice holds: 256 rows of 64 lanes are 64 KB.
-const TAP_BLOCK: usize = 256;
+
 /// Sizes of one convolution.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ConvShape {
@@ -271,21 +270,18 @@ impl Phase {
     /// `out[pixel][channel]` of some pixels.
     fn product(&self, arch: Arch, source: &[f32], rows: &[u32], out: &mut [f32], channels: usize) {
         for (block, panel) in &self.panels {
-            let slices = self.taps.chunks(TAP_BLOCK).zip(panel.chunks(TAP_BLOCK * block.width));
-            for (k, (cols, panel)) in slices.enumerate() {
-                Product {
-                    source,
-                    rows,
-                    cols,
-                    panel,
-                    panel_pitch: block.width,
-                    block: *block,
-                    out: &mut out[block.first..],
-                    pitch: channels,
-                    add: k > 0,
-                }
-                .run(arch);
+            Product {
+                source,
+                rows,
+                cols: &self.taps,
+                panel,
+                panel_pitch: block.width,
+                block: *block,
+                out: &mut out[block.first..],
+                pitch: channels,
+                add: false,
             }
+            .run_in_slices(arch);
         }
     }
 }

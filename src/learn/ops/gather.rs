@@ -10,6 +10,9 @@ use pulp::{Arch, Simd, WithSimd};
 /// Floats in the widest tile of any instruction set below: 6 rows of 4 vectors of 16.
 const TILE: usize = 384;
 
+/// Rows of a panel's slice: 256 rows of 64 lanes are 64 KB.
+const SLICE: usize = 256;
+
 /// Floats in a vector, and most vectors in a panel row that leave registers for the sums, in an instruction set.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lanes {
@@ -87,6 +90,21 @@ impl Product<'_> {
         assert!(self.cols.len() <= self.panel.len().div_ceil(self.panel_pitch));
         assert!(self.block.channels <= self.pitch && (self.rows.len().max(1) - 1) * self.pitch <= self.out.len());
         arch.dispatch(self);
+    }
+
+    /// [`Self::run`], a slice of the panel after the other: for panels that would not stay in the cache.
+    pub(super) fn run_in_slices(self, arch: Arch) {
+        let slices = self.cols.chunks(SLICE).zip(self.panel.chunks(SLICE * self.panel_pitch));
+        for (k, (cols, panel)) in slices.enumerate() {
+            Product {
+                cols,
+                panel,
+                out: &mut *self.out,
+                add: self.add || k > 0,
+                ..self
+            }
+            .run(arch);
+        }
     }
 }
 

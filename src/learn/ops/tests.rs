@@ -542,16 +542,3 @@ fn same_on_any_threads<T: PartialEq + Send>(all: &(dyn Fn() -> T + Sync)) {
         assert!(on(threads) == one, "{threads} threads");
     }
 }
-
-/// User and system seconds of this process so far (Linux, ticks of 10 ms).
-pub(crate) fn cpu_seconds() -> (f64, f64) {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<f64> = stat
-        .rsplit(')')
-        .next()
-        .unwrap()
-        .split_whitespace()
-        .map(|f| f.parse().unwrap_or(0.0))
-        .collect();
-    (fields[11] / 100.0, fields[12] / 100.0)
-}

@@ -33,8 +33,6 @@ const LARGE_CHUNK_BYTES: usize = 8 << 20;
 const CHUNK_TILES: usize = 12;
 /// Tiles of one task, at least.
 const TASK_TILES: usize = 48;
-/// Rows of a panel that are multiplied in one go: 256 rows of 64 lanes are 64 KB.
-const PANEL_ROWS: usize = 256;
 
 /// Pixels of one tile, as places in the mosaic's images.
 #[derive(Clone, Debug)]
@@ -236,21 +234,18 @@ fn multiply(arch: Arch, v: &[f32], panels: &[Panel], m: &mut [f32], [inputs, out
         .for_each(|(point, (m, v))| {
             for Panel { block, values } in panels {
                 let values = &values[point * inputs * block.width..][..inputs * block.width];
-                let slices = cols.chunks(PANEL_ROWS).zip(values.chunks(PANEL_ROWS * block.width));
-                for (k, (cols, panel)) in slices.enumerate() {
-                    Product {
-                        source: v,
-                        rows: &rows,
-                        cols,
-                        panel,
-                        panel_pitch: block.width,
-                        block: *block,
-                        out: &mut m[block.first..],
-                        pitch: outputs,
-                        add: k > 0,
-                    }
-                    .run(arch);
+                Product {
+                    source: v,
+                    rows: &rows,
+                    cols: &cols,
+                    panel: values,
+                    panel_pitch: block.width,
+                    block: *block,
+                    out: &mut m[block.first..],
+                    pitch: outputs,
+                    add: false,
                 }
+                .run_in_slices(arch);
             }
         });
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::learn::{
     norm::{BatchStats, Mode},
-    ops::tests::{cpu_seconds, hash},
+    ops::tests::hash,
     weights::{NamedTensor, export, import},
 };
 use burn::{
@@ -558,74 +558,7 @@ fn pooled_groups_have_the_statistics_of_the_whole() {
     }
 }
 
-/// CPU seconds of a training step without optimiser: `cargo test --lib step_speed -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement"]
-fn step_speed() {
-    let cifar = ResNetOptions {
-        stem: Stem::Cifar,
-        zero_init_residual: false,
-        ..Default::default()
-    };
-    for (what, options, n, size) in [
-        (
-            "ResNet-18, 32x32, 128 images",
-            ResNetOptions {
-                depth: 18,
-                ..cifar.clone()
-            },
-            128,
-            32,
-        ),
-        (
-            "depth 8, width 0.25, 32x32, 512 images",
-            ResNetOptions {
-                depth: 8,
-                width: 0.25,
-                ..cifar
-            },
-            512,
-            32,
-        ),
-        (
-            "ResNet-18, 224x224, 8 images",
-            ResNetOptions {
-                depth: 18,
-                ..Default::default()
-            },
-            8,
-            224,
-        ),
-        ("ResNet-50, 224x224, 4 images", ResNetOptions::default(), 4, 224),
-    ] {
-        if std::env::var("STEP").is_ok_and(|only| !what.contains(&only)) {
-            continue;
-        }
-        let net = net::<Ad>(&options, 1);
-        let x = TensorData::new(hash(n * 3 * size * size, 7), [n, size, size, 3]);
-        let x = Tensor::<Ad, 4>::from_data(x, &Default::default());
-        for _ in 0..3 {
-            let (start, cpu) = (std::time::Instant::now(), cpu_seconds());
-            let mut stats = Vec::new();
-            let loss = net
-                .forward(x.clone(), &mut Mode::Train(&mut stats))
-                .powi_scalar(2)
-                .mean();
-            let forward = cpu_seconds();
-            drop(loss.backward());
-            let end = cpu_seconds();
-            eprintln!(
-                "{what}: wall {:.2} s, CPU {:.2} s (forward {:.2}, of all {:.2} in the system)",
-                start.elapsed().as_secs_f64(),
-                end.0 + end.1 - cpu.0 - cpu.1,
-                forward.0 + forward.1 - cpu.0 - cpu.1,
-                end.1 - cpu.1
-            );
-        }
-    }
-}
-
-/// A whole step, with burn's own pooling and averaging in it, on 1, 2 and 7 threads.
+/// A whole step, with pooling and averaging in it, on 1, 2 and 7 threads.
 #[test]
 fn threads_change_no_bit_of_a_step() {
     let options = ResNetOptions {
