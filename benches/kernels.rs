@@ -5,10 +5,10 @@
 
 use divan::{Bencher, black_box};
 use vicreg_stream::data::rng::{Domain, Philox};
-use vicreg_stream::data::{DecodeOptions, Rgbx8, codec};
+use vicreg_stream::data::simd::Lanes;
+use vicreg_stream::data::{DecodeOptions, Region, Rgbx8, codec};
 use vicreg_stream::feed::blur::{BlurScratch, gaussian};
-use vicreg_stream::feed::crop::{CropBox, Resampler};
-use vicreg_stream::feed::simd::Lanes;
+use vicreg_stream::feed::crop::Resampler;
 use vicreg_stream::feed::view::{Interpolation, Scratch, ViewOptions, ViewsOptions};
 use vicreg_stream::feed::{color, planes};
 
@@ -38,7 +38,7 @@ fn photo() -> Rgbx8 {
 /// A planar view of the photograph.
 fn view() -> Vec<u8> {
     let (mut resampler, mut planar) = (Resampler::default(), vec![0; VIEW]);
-    let whole = CropBox {
+    let whole = Region {
         left: 20,
         top: 10,
         width: 450,
@@ -164,7 +164,7 @@ mod crop {
     use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
     /// The boxes of the official recipe, one after the other.
-    fn boxes() -> impl FnMut() -> CropBox {
+    fn boxes() -> impl FnMut() -> Region {
         let options = ViewOptions::default();
         let mut round = 0;
         move || {

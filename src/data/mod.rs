@@ -6,7 +6,9 @@ pub mod error;
 pub mod ingest;
 pub mod manifest;
 pub mod options;
+pub mod region;
 pub mod shard;
+pub mod simd;
 pub mod sources;
 pub mod store;
 
@@ -16,3 +18,4 @@ pub use codec::{CodecError, DecodeOptions, Rgbx8};
 pub use dataset::{Columns, Dataset, RowGroup, SampleKey, ShardId, Split};
 pub use error::DataError;
 pub use options::DataOptions;
+pub use region::Region;

@@ -4,7 +4,7 @@
 //! Box lengths: Gwosdek, Grewenig, Bruhn, Weickert, "Theoretical foundations of Gaussian convolution by extended box
 //! filtering", SSVM 2011.
 
-use super::simd::Lanes;
+use crate::data::simd::Lanes;
 
 /// Buffers that are kept from call to call.
 #[derive(Default)]

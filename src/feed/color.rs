@@ -5,7 +5,8 @@
 //! Source: Pillow 13 (Blend.c, Convert.c, ImageEnhance, ImageOps) as torchvision 0.29 calls it.
 
 use super::planes::split;
-use super::simd::{Lanes, by_blocks, byte};
+use super::simd::{by_blocks, byte};
+use crate::data::simd::Lanes;
 
 /// Pillow's blend of two values: `from + factor * (to - from)` in f32, cut off to an integer, clipped to 0..=255.
 #[inline(always)]

@@ -6,68 +6,52 @@
 //! (one pass an axis, rounded to 8 bits in between); convolution by fast_image_resize, 16-bit fixed-point weights.
 
 use super::planes;
-use super::simd::Lanes;
 use super::view::Interpolation;
-use crate::data::{Rgbx8, rng::Philox};
+use crate::data::{Region, Rgbx8, rng::Philox, simd::Lanes};
 use fast_image_resize::images::{CroppedImage, Image, ImageRef};
 use fast_image_resize::{FilterType, IntoImageView, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
-/// A part of an image, pixels. It lies inside the image and is not empty.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CropBox {
-    /// First column.
-    pub left: u32,
-    /// First row.
-    pub top: u32,
-    /// Columns.
-    pub width: u32,
-    /// Rows.
-    pub height: u32,
+/// torchvision's `RandomResizedCrop.get_params`: ten tries of a uniform share of the area and a log-uniform aspect
+/// ratio, then the largest centred box within the ratios. A try takes two draws, an accepted box two more.
+pub fn draw_box(width: u32, height: u32, scale: [f64; 2], ratio: [f64; 2], rng: &mut Philox) -> Region {
+    let area = f64::from(width) * f64::from(height);
+    let (log_low, log_high) = (ln(ratio[0]), ln(ratio[1]));
+    for _ in 0..10 {
+        let target = area * rng.uniform_in(scale[0], scale[1]);
+        let aspect = exp(rng.uniform_in(log_low, log_high));
+        // Python rounds half to even. A float above u32::MAX saturates and is refused below.
+        let w = (target * aspect).sqrt().round_ties_even() as u32;
+        let h = (target / aspect).sqrt().round_ties_even() as u32;
+        if (1..=width).contains(&w) && (1..=height).contains(&h) {
+            let top = rng.below(height - h + 1);
+            let left = rng.below(width - w + 1);
+            return Region {
+                left,
+                top,
+                width: w,
+                height: h,
+            };
+        }
+    }
+    fallback_box(width, height, ratio)
 }
 
-impl CropBox {
-    /// torchvision's `RandomResizedCrop.get_params`: ten tries of a uniform share of the area and a log-uniform aspect
-    /// ratio, then the largest centred box within the ratios. A try takes two draws, an accepted box two more.
-    pub fn draw(width: u32, height: u32, scale: [f64; 2], ratio: [f64; 2], rng: &mut Philox) -> Self {
-        let area = f64::from(width) * f64::from(height);
-        let (log_low, log_high) = (ln(ratio[0]), ln(ratio[1]));
-        for _ in 0..10 {
-            let target = area * rng.uniform_in(scale[0], scale[1]);
-            let aspect = exp(rng.uniform_in(log_low, log_high));
-            // Python rounds half to even. A float above u32::MAX saturates and is refused below.
-            let w = (target * aspect).sqrt().round_ties_even() as u32;
-            let h = (target / aspect).sqrt().round_ties_even() as u32;
-            if (1..=width).contains(&w) && (1..=height).contains(&h) {
-                let top = rng.below(height - h + 1);
-                let left = rng.below(width - w + 1);
-                return Self {
-                    left,
-                    top,
-                    width: w,
-                    height: h,
-                };
-            }
-        }
-        Self::fallback(width, height, ratio)
+/// The box when ten tries failed: the whole image, cut in the middle to the nearest allowed aspect ratio.
+pub fn fallback_box(width: u32, height: u32, ratio: [f64; 2]) -> Region {
+    let (w, h) = (f64::from(width), f64::from(height));
+    let (mut cut_w, mut cut_h) = (width, height);
+    if w / h < ratio[0] {
+        cut_h = (w / ratio[0]).round_ties_even() as u32;
+    } else if w / h > ratio[1] {
+        cut_w = (h * ratio[1]).round_ties_even() as u32;
     }
-
-    /// The box when ten tries failed: the whole image, cut in the middle to the nearest allowed aspect ratio.
-    pub fn fallback(width: u32, height: u32, ratio: [f64; 2]) -> Self {
-        let (w, h) = (f64::from(width), f64::from(height));
-        let (mut cut_w, mut cut_h) = (width, height);
-        if w / h < ratio[0] {
-            cut_h = (w / ratio[0]).round_ties_even() as u32;
-        } else if w / h > ratio[1] {
-            cut_w = (h * ratio[1]).round_ties_even() as u32;
-        }
-        // torchvision may round a side to 0 here and fail later; a box of ours has at least one pixel.
-        let (cut_w, cut_h) = (cut_w.clamp(1, width), cut_h.clamp(1, height));
-        Self {
-            left: (width - cut_w) / 2,
-            top: (height - cut_h) / 2,
-            width: cut_w,
-            height: cut_h,
-        }
+    // torchvision may round a side to 0 here and fail later; a box of ours has at least one pixel.
+    let (cut_w, cut_h) = (cut_w.clamp(1, width), cut_h.clamp(1, height));
+    Region {
+        left: (width - cut_w) / 2,
+        top: (height - cut_h) / 2,
+        width: cut_w,
+        height: cut_h,
     }
 }
 
@@ -83,7 +67,7 @@ pub struct Resampler {
 
 impl Resampler {
     /// The box of `image`, resized to `width` x `height`: 4 bytes a pixel, of which the fourth means nothing.
-    pub fn crop(&mut self, image: &Rgbx8, part: CropBox, filter: Interpolation, width: u32, height: u32) -> &[u8] {
+    pub fn crop(&mut self, image: &Rgbx8, part: Region, filter: Interpolation, width: u32, height: u32) -> &[u8] {
         // The view hides what is outside the box; `ResizeOptions::crop` would let the filter read it.
         let whole = source(image);
         let part = CroppedImage::new(&whole, part.left, part.top, part.width, part.height).expect("the box is inside");
@@ -294,8 +278,8 @@ mod tests {
         // Values of torchvision's formula, by hand: 100 / 0.75 = 133.3, (1000 - 133) / 2 = 433.
         let ratio = [3.0 / 4.0, 4.0 / 3.0];
         assert_eq!(
-            CropBox::fallback(100, 1000, ratio),
-            CropBox {
+            fallback_box(100, 1000, ratio),
+            Region {
                 left: 0,
                 top: 433,
                 width: 100,
@@ -303,8 +287,8 @@ mod tests {
             }
         );
         assert_eq!(
-            CropBox::fallback(90, 80, ratio),
-            CropBox {
+            fallback_box(90, 80, ratio),
+            Region {
                 left: 0,
                 top: 0,
                 width: 90,
@@ -312,8 +296,8 @@ mod tests {
             }
         );
         assert_eq!(
-            CropBox::fallback(1, 1, [3.0, 4.0]),
-            CropBox {
+            fallback_box(1, 1, [3.0, 4.0]),
+            Region {
                 left: 0,
                 top: 0,
                 width: 1,

@@ -6,7 +6,7 @@
 //! order    which sample comes when: a pure function                     permute, share (ranks)
 //! reader   row groups ahead, into three window places                   one thread
 //! worker   claim a position, decode once, write every view              one a core
-//! view     parameters drawn, then passes                                crop, planes, color, blur; simd compiles them for the CPU
+//! view     parameters drawn, then passes                                crop, planes, color, blur; simd under their kernels
 //! ring     slots that fill up, and are handed out in batch order        slot, life, cursor, board, sync
 //! batch    what the trainer sees; dropping it gives the slot back       quarantine
 //!          Batch -> bytes in flight: whoever reads them asynchronously drops them when done
@@ -37,7 +37,7 @@ pub mod quarantine;
 mod reader;
 mod ring;
 mod share;
-pub mod simd;
+mod simd;
 pub mod slot;
 mod sync;
 pub mod view;

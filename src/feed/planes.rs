@@ -4,7 +4,7 @@
 //! RGB, or the slot's interleaved RGB.
 //! Invariant: a slot is written once, from its first byte to its last, as write-combined memory wants it.
 
-use super::simd::Lanes;
+use crate::data::simd::Lanes;
 
 /// Planar RGB as its three planes.
 #[inline(always)]

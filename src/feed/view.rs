@@ -15,9 +15,8 @@ pub use params::{Jitter, JitterPart, ViewParams};
 use super::blur::{self, BlurScratch};
 use super::crop::Resampler;
 use super::laps::{Laps, Part};
-use super::simd::Lanes;
 use super::{color, planes};
-use crate::data::{Rgbx8, rng::Philox};
+use crate::data::{Rgbx8, rng::Philox, simd::Lanes};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

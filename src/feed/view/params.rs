@@ -6,16 +6,15 @@
 //! Source: torchvision 0.29 (ColorJitter, RandomApply, RandomResizedCrop).
 
 use super::ViewOptions;
-use crate::data::rng::Philox;
+use crate::data::{Region, rng::Philox, simd::Lanes};
 use crate::feed::color;
-use crate::feed::crop::CropBox;
-use crate::feed::simd::Lanes;
+use crate::feed::crop::draw_box;
 
 /// What one view was drawn to be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ViewParams {
     /// The part of the image.
-    pub crop: CropBox,
+    pub crop: Region,
     /// Mirror it.
     pub flip: bool,
     /// Colour jitter.
@@ -72,14 +71,9 @@ impl ViewOptions {
                 drawn.then_some(sigma)
             },
             solarize: rng.chance(self.solarize),
-            crop: CropBox {
-                left: 0,
-                top: 0,
-                width,
-                height,
-            },
+            crop: Region::all(width, height),
         };
-        let crop = CropBox::draw(width, height, self.crop_scale, self.crop_ratio, rng);
+        let crop = draw_box(width, height, self.crop_scale, self.crop_ratio, rng);
         ViewParams { crop, ..rest }
     }
 

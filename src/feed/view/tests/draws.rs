@@ -4,8 +4,11 @@
 //! further apart than sqrt(ln(2 / p) / n) with probability p. Our draws have a fixed seed, so a test passes always or never.
 
 use super::fixture;
-use crate::data::rng::{Domain, Philox};
-use crate::feed::crop::CropBox;
+use crate::data::{
+    Region,
+    rng::{Domain, Philox},
+};
+use crate::feed::crop::fallback_box;
 use crate::feed::view::{ViewOptions, ViewParams};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -108,10 +111,10 @@ fn crops_are_distributed_as_torchvisions() {
             crop_ratio: theirs.ratio,
             ..ViewOptions::default()
         };
-        let boxes: Vec<CropBox> = many(&options, width, height).iter().map(|params| params.crop).collect();
+        let boxes: Vec<Region> = many(&options, width, height).iter().map(|params| params.crop).collect();
         let name = |what: &str| format!("{width}x{height} {what}");
         let area = f64::from(width) * f64::from(height);
-        let size = |b: &CropBox| (f64::from(b.width), f64::from(b.height));
+        let size = |b: &Region| (f64::from(b.width), f64::from(b.height));
         theirs
             .area
             .check(&name("area"), boxes.iter().map(|b| size(b).0 * size(b).1 / area));
@@ -132,7 +135,7 @@ fn crops_are_distributed_as_torchvisions() {
         theirs
             .top
             .check(&name("top"), boxes.iter().map(|b| place(b.top, height - b.height)));
-        let fallback = CropBox::fallback(width, height, theirs.ratio);
+        let fallback = fallback_box(width, height, theirs.ratio);
         check_share(
             &name("fallback"),
             boxes.iter().filter(|&&b| b == fallback).count(),

@@ -4,11 +4,10 @@
 
 use super::fixture;
 use crate::data::{
-    Rgbx8,
+    Region, Rgbx8,
     rng::{Domain, Philox},
+    simd::Lanes,
 };
-use crate::feed::crop::CropBox;
-use crate::feed::simd::Lanes;
 use crate::feed::view::{Interpolation, Jitter, JitterPart, Op, Scratch, View, ViewOptions, ViewParams};
 use crate::feed::{color, planes};
 use serde::Deserialize;
@@ -72,7 +71,7 @@ fn recipe(case: &Case, [left, top, width, height]: [u32; 4]) -> (ViewOptions, Vi
         interpolation: case.interpolation,
         ..ViewOptions::default()
     };
-    let crop = CropBox {
+    let crop = Region {
         left,
         top,
         width,

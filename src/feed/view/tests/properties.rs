@@ -3,9 +3,9 @@
 use crate::data::{
     Rgbx8,
     rng::{Domain, Philox},
+    simd::Lanes,
 };
 use crate::feed::blur::{BlurScratch, gaussian};
-use crate::feed::simd::Lanes;
 use crate::feed::view::{Interpolation, Op, Scratch, View, ViewOptions, ViewParams};
 use crate::feed::{color, planes};
 use proptest::prelude::*;
