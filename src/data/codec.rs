@@ -1,8 +1,9 @@
 //! Encoded image -> RGB, under limits on work (never on the clock, which would make pixels depend on load).
 //!
-//! In: the bytes of a JPEG, PNG or WebP, found by its magic bytes. Out: row-major pixels in a reused buffer, or a [`CodecError`]
-//! with a short code. Invariants: limits are checked on the header, before anything is allocated or decoded; a panic inside a
-//! decoder is an error like any other; pixels depend on the bytes and options only, never on what the buffer held before.
+//! In: the bytes of a JPEG, PNG or WebP, found by its magic bytes, and which part of it is wanted. Out: row-major pixels of at
+//! least that part in a reused buffer, or a [`CodecError`] with a short code. Invariants: limits are checked on the header, before anything is allocated or decoded; a panic inside a
+//! decoder is an error like any other; pixels depend on the bytes and options only, never on what the buffer held before nor on the
+//! part that was asked for.
 //! Reference: Pillow's `convert("RGB")`: alpha dropped, palettes expanded, the high byte of 16-bit colour, 16-bit grey
 //! clipped at 255, CMYK through the inverted (Adobe) convention, colour profiles (ICC) and gamma ignored. The JPEG decoder of
 //! record is zune-jpeg, pinned.
@@ -12,6 +13,7 @@ mod jpeg_header;
 mod orient;
 mod raster;
 
+use super::region::Region;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -68,41 +70,46 @@ impl Default for DecodeOptions {
     }
 }
 
-/// A decoded image: row-major, 4 bytes a pixel: red, green, blue, and one that means nothing. Reused from sample to sample.
+/// A decoded image, or a part of one: row-major, 4 bytes a pixel: red, green, blue, and one that means nothing. Reused from
+/// sample to sample.
 ///
 /// Four bytes, because the resize of 4 channels takes three quarters of the time of the resize of 3, and the decoder writes
 /// either as fast.
 #[derive(Clone, Debug, Default)]
 pub struct Rgbx8 {
-    /// Width in pixels.
+    /// Width of the whole image, pixels.
     pub width: u32,
-    /// Height in pixels.
+    /// Height of the whole image, pixels.
     pub height: u32,
-    /// `width * height * 4` bytes.
+    /// What is held of it. Inside the image, and empty only where the image is.
+    pub part: Region,
+    /// The part's pixels, `part.width * part.height * 4` bytes.
     pub pixels: Vec<u8>,
 }
 
 impl Rgbx8 {
-    /// From row-major RGB, `width * height * 3` bytes.
+    /// A whole image from row-major RGB, `width * height * 3` bytes.
     pub fn from_rgb(width: u32, height: u32, rgb: &[u8]) -> Self {
         assert_eq!(rgb.len(), width as usize * height as usize * 3);
         let pixels = rgb.as_chunks::<3>().0.iter().flat_map(|&[r, g, b]| [r, g, b, 255]);
         Self {
             width,
             height,
+            part: Region::all(width, height),
             pixels: pixels.collect(),
         }
     }
 
-    /// Row-major RGB, `width * height * 3` bytes.
+    /// Row-major RGB of what is held, `part.width * part.height * 3` bytes.
     pub fn to_rgb(&self) -> Vec<u8> {
         let points = self.pixels.as_chunks::<4>().0.iter();
         points.flat_map(|&[r, g, b, _]| [r, g, b]).collect()
     }
 
-    /// Sets the size and a buffer of zeros to match; memory is kept from image to image.
+    /// Sets the size, all of it to be held, and a buffer of zeros to match; memory is kept from image to image.
     fn reset(&mut self, width: u32, height: u32) {
         (self.width, self.height) = (width, height);
+        self.part = Region::all(width, height);
         // Zeros, because a decoder may leave parts of a damaged image unwritten, and the previous image must not show there.
         self.pixels.clear();
         self.pixels.resize(width as usize * height as usize * 4, 0);
@@ -242,20 +249,59 @@ impl CodecError {
     }
 }
 
-/// Decodes JPEG, PNG or WebP (found by its magic bytes) into `out`, whose buffer is reused.
-///
-/// On an error `out` is empty. Orientation is applied only when the options ask for it.
-pub fn decode(bytes: &[u8], options: &DecodeOptions, out: &mut Rgbx8) -> Result<(), CodecError> {
-    let result = admit(bytes, options).and_then(|format| {
-        guarded(format, || match format {
-            Format::Jpeg => jpeg::decode(bytes, options, out),
-            Format::Png | Format::Webp => raster::decode(format, bytes, options, out),
-        })
-    });
-    if result.is_err() {
-        out.reset(0, 0);
+/// Decodes images; what it needs besides the pixels is kept from image to image.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    /// A PNG's or WebP's samples before they are RGB.
+    raw: Vec<u8>,
+}
+
+impl Decoder {
+    /// Decodes JPEG, PNG or WebP (found by its magic bytes) into `out`, whose buffer is reused.
+    ///
+    /// On an error `out` is empty. Orientation is applied only when the options ask for it.
+    pub fn decode(&mut self, bytes: &[u8], options: &DecodeOptions, out: &mut Rgbx8) -> Result<(), CodecError> {
+        self.decode_part(bytes, options, Region::all, out)
     }
-    result
+
+    /// As [`Decoder::decode`], but only what `choose` asks for need be decoded: `out.part` contains it, and may be larger.
+    ///
+    /// `choose` gets the image's size, width first and after any orientation, once the header has passed its checks, and
+    /// before any pixel is decoded where the format tells the size in advance (JPEG, unless EXIF may turn it). It is called
+    /// once; not at all if the header fails. Pixels do not depend on it. Panics if the region does not lie in the image.
+    pub fn decode_part(
+        &mut self,
+        bytes: &[u8],
+        options: &DecodeOptions,
+        mut choose: impl FnMut(u32, u32) -> Region,
+        out: &mut Rgbx8,
+    ) -> Result<(), CodecError> {
+        let mut choose = |width, height| {
+            let part = choose(width, height);
+            assert!(
+                part.width > 0 && part.height > 0 && Region::all(width, height).contains(part),
+                "{part:?} was asked of an image of {width} x {height} pixels"
+            );
+            part
+        };
+        let result = admit(bytes, options).and_then(|format| match format {
+            Format::Jpeg => jpeg::decode(bytes, options, choose, out),
+            Format::Png | Format::Webp => {
+                guarded(format, || raster::decode(format, bytes, options, &mut self.raw, out))?;
+                choose(out.width, out.height);
+                Ok(())
+            }
+        });
+        if result.is_err() {
+            out.reset(0, 0);
+        }
+        result
+    }
+}
+
+/// [`Decoder::decode`] for those who decode now and then.
+pub fn decode(bytes: &[u8], options: &DecodeOptions, out: &mut Rgbx8) -> Result<(), CodecError> {
+    Decoder::default().decode(bytes, options, out)
 }
 
 /// Reads an image's header and holds it against the limits, without decoding; what `ingest` checks of every image.
@@ -304,7 +350,7 @@ fn check_pixels(format: Format, width: u32, height: u32, options: &DecodeOptions
     Ok(())
 }
 
-/// Runs a decoder; a panic becomes an error. The buffers it leaves behind are plain bytes, so nothing can be left torn.
+/// Runs a decoder, and nothing of the caller's; a panic becomes an error. The buffers it leaves behind are plain bytes, so nothing can be left torn.
 fn guarded<T>(format: Format, run: impl FnOnce() -> Result<T, CodecError>) -> Result<T, CodecError> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         let reason = panic

@@ -14,7 +14,7 @@ pub mod store;
 
 pub mod rng;
 
-pub use codec::{CodecError, DecodeOptions, Rgbx8};
+pub use codec::{CodecError, DecodeOptions, Decoder, Rgbx8};
 pub use dataset::{Columns, Dataset, RowGroup, SampleKey, ShardId, Split};
 pub use error::DataError;
 pub use options::DataOptions;

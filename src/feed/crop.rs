@@ -308,11 +308,7 @@ mod tests {
 
     #[test]
     fn a_sliver_needs_no_huge_buffer() {
-        let image = Rgbx8 {
-            width: 1,
-            height: 40_000,
-            pixels: vec![77; 160_000],
-        };
+        let image = Rgbx8::from_rgb(1, 40_000, &[77; 120_000]);
         let mut resampler = Resampler::default();
         let mut out = vec![0; 64 * 64 * 3];
         resampler.center(Lanes::default(), &image, 73, 64, Interpolation::Bicubic, &mut out);

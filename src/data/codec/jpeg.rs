@@ -1,10 +1,11 @@
 //! JPEG -> RGB through zune-jpeg, the decoder of record.
 //!
-//! In: bytes whose markers [`super::jpeg_header`] has found within the limits. Out: pixels written straight into the reused buffer.
+//! In: bytes whose markers [`super::jpeg_header`] finds within the limits. Out: all pixels, whatever part is asked for, written
+//! straight into the reused buffer.
 //! Grey is repeated; CMYK and YCCK become RGB as Pillow does it (inverted values: R = C K / 255, rounded).
 
-use super::jpeg_header::{self, damaged, truncated, unsupported};
-use super::{CodecError, DecodeOptions, Format, Policy, Rgbx8, check_pixels, orient};
+use super::jpeg_header::{self, JpegHeader, damaged, truncated, unsupported};
+use super::{CodecError, DecodeOptions, Format, Policy, Region, Rgbx8, guarded, orient};
 use image::metadata::Orientation;
 use zune_core::bytestream::ZCursor;
 use zune_core::colorspace::ColorSpace;
@@ -12,9 +13,27 @@ use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::errors::DecodeErrors;
 
-/// Decodes a JPEG into `out`.
-pub fn decode(bytes: &[u8], options: &DecodeOptions, out: &mut Rgbx8) -> Result<(), CodecError> {
-    let header = jpeg_header::check(bytes, options)?;
+/// Decodes a JPEG into `out`. A panic of the decoder is an error, one of `choose` goes through.
+pub fn decode(
+    bytes: &[u8],
+    options: &DecodeOptions,
+    mut choose: impl FnMut(u32, u32) -> Region,
+    out: &mut Rgbx8,
+) -> Result<(), CodecError> {
+    let header = guarded(Format::Jpeg, || jpeg_header::check(bytes, options))?;
+    // A turned image's size is known only behind zune, which is who reads EXIF.
+    if !options.apply_orientation {
+        choose(header.width, header.height);
+    }
+    guarded(Format::Jpeg, || all(bytes, &header, options, out))?;
+    if options.apply_orientation {
+        choose(out.width, out.height);
+    }
+    Ok(())
+}
+
+/// Decodes the whole image.
+fn all(bytes: &[u8], header: &JpegHeader, options: &DecodeOptions, out: &mut Rgbx8) -> Result<(), CodecError> {
     // Only lenient mode gets here without an end. zune gives a progressive image up where the bytes run out, but fills up to
     // a marker: so it gets one.
     let mended = if header.complete {
@@ -35,8 +54,15 @@ pub fn decode(bytes: &[u8], options: &DecodeOptions, out: &mut Rgbx8) -> Result<
     let mut decoder = open(ColorSpace::RGBA)?;
     let (width, height) = decoder.dimensions().ok_or_else(|| damaged("no size"))?;
     let (width, height) = (width as u32, height as u32);
-    // Once more on what zune itself read: odd markers must not smuggle a second size past the walk.
-    check_pixels(Format::Jpeg, width, height, options)?;
+    // Odd markers must not smuggle a second size past the walk: the limits, and whoever chose a part, have seen the first.
+    if (width, height) != (header.width, header.height) {
+        let JpegHeader {
+            width: w, height: h, ..
+        } = header;
+        return Err(damaged(&format!(
+            "{w} x {h} pixels by its markers, {width} x {height} to the decoder"
+        )));
+    }
     out.reset(width, height);
     if let Some(ColorSpace::YCbCr | ColorSpace::Luma) = decoder.input_colorspace() {
         fill(&mut decoder, &mut out.pixels)?;

@@ -2,10 +2,10 @@
 //!
 //! Off by default, as all published numbers were made. Costs one more buffer and one pass, for turned images only.
 
-use super::Rgbx8;
+use super::{Region, Rgbx8};
 use image::metadata::Orientation;
 
-/// Turns `image` so that it stands upright.
+/// Turns `image`, which is held whole, so that it stands upright.
 pub fn apply(image: &mut Rgbx8, orientation: Orientation) {
     // (turned: width and height change places; mirrored in x; mirrored in y), read in the source.
     let (transposed, flip_x, flip_y) = match orientation {
@@ -33,6 +33,7 @@ pub fn apply(image: &mut Rgbx8, orientation: Orientation) {
     *image = Rgbx8 {
         width: out_width as u32,
         height: out_height as u32,
+        part: Region::all(out_width as u32, out_height as u32),
         pixels: turned,
     };
 }

@@ -20,11 +20,17 @@ pub fn probe(format: Format, bytes: &[u8], options: &DecodeOptions) -> Result<(u
     }
 }
 
-/// Decodes a PNG or WebP into `out`.
-pub fn decode(format: Format, bytes: &[u8], options: &DecodeOptions, out: &mut Rgbx8) -> Result<(), CodecError> {
+/// Decodes a PNG or WebP into `out`, all of it; `raw` is room for its samples.
+pub fn decode(
+    format: Format,
+    bytes: &[u8],
+    options: &DecodeOptions,
+    raw: &mut Vec<u8>,
+    out: &mut Rgbx8,
+) -> Result<(), CodecError> {
     match format {
-        Format::Png => read(format, bytes, png(bytes, options)?, options, out),
-        _ => read(format, bytes, webp(bytes)?, options, out),
+        Format::Png => read(format, bytes, png(bytes, options)?, options, raw, out),
+        _ => read(format, bytes, webp(bytes)?, options, raw, out),
     }
 }
 
@@ -69,6 +75,7 @@ fn read(
     bytes: &[u8],
     mut decoder: impl ImageDecoder,
     options: &DecodeOptions,
+    raw: &mut Vec<u8>,
     out: &mut Rgbx8,
 ) -> Result<(), CodecError> {
     let (width, height) = admit(format, bytes, &decoder, options)?;
@@ -79,9 +86,14 @@ fn read(
     };
     let kind = decoder.color_type();
     out.reset(width, height);
-    let mut raw = vec![0; width as usize * height as usize * usize::from(kind.bytes_per_pixel())];
-    decoder.read_image(&mut raw).map_err(|e| translate(format, e))?;
-    to_rgbx(format, kind, &raw, &mut out.pixels)?;
+    // Zeros, as in the pixels' buffer: the image before must not show.
+    raw.clear();
+    raw.resize(
+        width as usize * height as usize * usize::from(kind.bytes_per_pixel()),
+        0,
+    );
+    decoder.read_image(raw).map_err(|e| translate(format, e))?;
+    to_rgbx(format, kind, raw, &mut out.pixels)?;
     if let Some(turn) = turn {
         orient::apply(out, turn);
     }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::data::{Columns, Dataset, ShardId};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 fn fixtures() -> PathBuf {
@@ -84,7 +85,8 @@ fn against_pillow(name: &str, expected: &str, options: &DecodeOptions) -> (f64, 
     // A dirty buffer, larger than needed: nothing of it may show.
     let mut image = Rgbx8 {
         width: 500,
-        height: 2,
+        height: 10,
+        part: Region::all(500, 10),
         pixels: vec![77; 20_000],
     };
     decode(&fixture(name), options, &mut image).unwrap();
@@ -157,6 +159,153 @@ fn orientation_is_off_by_default_and_turns_as_pillow_does() {
             ..DecodeOptions::default()
         };
         assert!(against_pillow(&name, &format!("{name}.turned"), &turn).1 <= 4, "{name}");
+    }
+}
+
+/// Every way of decoding a fixture that succeeds.
+fn whole_files() -> Vec<(String, DecodeOptions)> {
+    let turn = DecodeOptions {
+        apply_orientation: true,
+        ..DecodeOptions::default()
+    };
+    let formats = [
+        "rgb420.jpg",
+        "progressive420.jpg",
+        "grey.jpg",
+        "cmyk.jpg",
+        "rgb.png",
+        "grey16.png",
+    ];
+    let formats = formats
+        .into_iter()
+        .chain(["palette.png", "lossless.webp", "lossy.webp"]);
+    let plain = formats.map(|name| (name.to_owned(), DecodeOptions::default()));
+    let exif = (1..=8).map(|orientation| format!("exif{orientation}.jpg"));
+    plain
+        .chain(exif.flat_map(|name| [(name.clone(), DecodeOptions::default()), (name, turn.clone())]))
+        .collect()
+}
+
+#[test]
+fn a_part_is_chosen_once_by_the_size_of_the_upright_image() {
+    let (mut decoder, mut image, mut sizes) = (Decoder::default(), Rgbx8::default(), HashSet::new());
+    for (name, options) in whole_files() {
+        let bytes = fixture(&name);
+        let mut whole = Rgbx8::default();
+        decode(&bytes, &options, &mut whole).unwrap();
+        let (mut calls, mut chosen) = (Vec::new(), Region::default());
+        let choose = |width: u32, height: u32| {
+            calls.push((width, height));
+            chosen = Region {
+                left: width / 2,
+                top: height / 3,
+                width: width.div_ceil(4),
+                height: height.div_ceil(5),
+            };
+            chosen
+        };
+        decoder.decode_part(&bytes, &options, choose, &mut image).unwrap();
+        assert_eq!(calls, [(whole.width, whole.height)], "{name}");
+        assert_eq!((image.width, image.height), (whole.width, whole.height), "{name}");
+        assert!(image.part.contains(chosen), "{name}");
+        // Whatever is held besides, it is the whole image's.
+        let (held, row) = (image.part, image.part.width as usize * 4);
+        assert_eq!(image.pixels.len(), row * held.height as usize, "{name}");
+        for (y, pixels) in (held.top..held.bottom()).zip(image.pixels.chunks_exact(row)) {
+            let at = (y * whole.width + held.left) as usize * 4;
+            assert!(pixels == &whole.pixels[at..at + row], "{name}, row {y}");
+        }
+        sizes.insert((name, whole.width, whole.height));
+    }
+    assert_eq!(
+        sizes.len(),
+        9 + 8 + 4,
+        "four of the eight orientations lie on their side: {sizes:?}"
+    );
+}
+
+/// A JPEG whose header is well and whose tables are missing: its size is known, its pixels are not.
+fn without_tables() -> Vec<u8> {
+    let mut bytes = fixture("rgb420.jpg");
+    for at in 0..bytes.len() - 1 {
+        if bytes[at..at + 2] == [0xff, 0xdb] {
+            bytes[at + 1] = 0xe9;
+        }
+    }
+    bytes
+}
+
+#[test]
+fn no_part_is_chosen_of_a_file_whose_header_fails() {
+    let mut decoder = Decoder::default();
+    let mut calls = |bytes: &[u8], options: &DecodeOptions| {
+        let (mut calls, mut image) = (0, Rgbx8::from_rgb(1, 1, &[3; 3]));
+        let choose = |width, height| {
+            calls += 1;
+            Region::all(width, height)
+        };
+        let error = decoder.decode_part(bytes, options, choose, &mut image).unwrap_err();
+        assert_eq!(
+            (image.part, image.pixels.len()),
+            (Region::default(), 0),
+            "empty on an error"
+        );
+        (error.code(), calls)
+    };
+    let strict = DecodeOptions::default();
+    let small = DecodeOptions {
+        max_pixels: 100,
+        ..DecodeOptions::default()
+    };
+    assert_eq!(calls(b"", &strict), ("empty", 0));
+    assert_eq!(calls(b"GIF89a..........", &strict), ("unknown-format", 0));
+    for name in [
+        "rgb420.jpg",
+        "progressive420.jpg",
+        "exif6.jpg",
+        "rgb.png",
+        "lossless.webp",
+    ] {
+        let bytes = fixture(name);
+        assert_eq!(calls(&bytes, &small), ("too-many-pixels", 0), "{name}");
+        for length in [3, 14, 20, 30] {
+            assert_eq!(calls(&bytes[..length], &strict).1, 0, "{name} cut to {length}");
+        }
+        if name.ends_with(".jpg") {
+            assert_eq!(calls(&bytes[..bytes.len() - 2], &strict), ("truncated", 0), "{name}");
+        }
+    }
+    // What fails behind the header fails after the choice.
+    assert_eq!(calls(&without_tables(), &strict), ("damaged", 1));
+}
+
+#[test]
+fn a_panic_of_the_chooser_is_not_the_decoders() {
+    for name in ["rgb420.jpg", "exif6.jpg", "rgb.png", "lossy.webp"] {
+        for apply_orientation in [false, true] {
+            let options = DecodeOptions {
+                apply_orientation,
+                ..DecodeOptions::default()
+            };
+            let panic_of = |choose: fn(u32, u32) -> Region| {
+                let decode = || {
+                    let mut image = Rgbx8::default();
+                    Decoder::default().decode_part(&fixture(name), &options, choose, &mut image)
+                };
+                let panic = catch_unwind(decode).expect_err("a panic, not an error");
+                let text = panic.downcast_ref::<String>().cloned();
+                text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()))
+                    .unwrap()
+            };
+            assert_eq!(panic_of(|_, _| panic!("in the chooser")), "in the chooser");
+            let outside = panic_of(|width, height| Region {
+                left: 1,
+                ..Region::all(width, height)
+            });
+            assert!(outside.contains("was asked of an image of"), "{name}: {outside}");
+            let empty = panic_of(|_, _| Region::default());
+            assert!(empty.contains("was asked of an image of"), "{name}: {empty}");
+        }
     }
 }
 
@@ -302,8 +451,9 @@ fn damaged_files_give_the_same_result_into_any_buffer() {
                 bytes[at] = rng.below(256) as u8;
                 let mut clean = Rgbx8::default();
                 let mut dirty = Rgbx8 {
-                    width: 1,
-                    height: 1,
+                    width: 100,
+                    height: 75,
+                    part: Region::all(100, 75),
                     pixels: vec![201; 30_000],
                 };
                 let results = (
