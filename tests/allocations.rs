@@ -2,7 +2,7 @@
 //!
 //! In: an allocator that counts, on threads that have been told apart. Out: equalities. A plain loop decodes the same
 //! samples and renders the same views on one thread with buffers of its own; what the worker allocates beyond that loop
-//! would be ours. The loop also counts `codec::decode` and `Resampler::crop` one by one, so the libraries' shares are
+//! would be ours. The loop also counts `Decoder::decode_part` and `Resampler::crop` one by one, so the libraries' shares are
 //! known (printed; `cargo test --test allocations -- --nocapture`).
 #![allow(unsafe_code)]
 
@@ -16,10 +16,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use vicreg_stream::data::rng::{Domain, Philox};
 use vicreg_stream::data::shard::{Labels, ShardWriter};
-use vicreg_stream::data::{Columns, Dataset, DecodeOptions, Rgbx8, RowGroup, ShardId, codec};
+use vicreg_stream::data::{Columns, Dataset, DecodeOptions, Decoder, Region, Rgbx8, RowGroup, ShardId};
 use vicreg_stream::feed::crop::Resampler;
 use vicreg_stream::feed::options::Passes;
-use vicreg_stream::feed::view::{Scratch, View, ViewsOptions};
+use vicreg_stream::feed::view::{Drawn, Scratch, View, ViewsOptions};
 use vicreg_stream::feed::{Feed, FeedOptions, FeedPlan, HeapMemory, Order, SlotBytes, SlotMemory};
 
 /// What a thread's allocations are counted as.
@@ -201,7 +201,9 @@ fn plan(window_bytes: u64) -> FeedPlan {
 #[derive(Default)]
 struct Bench {
     rows: HashMap<(ShardId, u32), RowGroup>,
+    decoder: Decoder,
     image: Rgbx8,
+    drawn: Vec<Drawn>,
     scratch: Scratch,
     resampler: Resampler,
     out: Vec<u8>,
@@ -227,16 +229,26 @@ impl Bench {
             let rows = self.rows.entry((key.shard, key.row_group));
             let rows = rows.or_insert_with(|| dataset.read_row_group(key.shard, key.row_group).unwrap());
             let bytes = rows.image(key.row).unwrap();
-            sum.decode += counted(|| codec::decode(bytes, &plan.decode, &mut self.image).unwrap());
-            for (number, view) in plan.views.iter().enumerate() {
+            let Self {
+                decoder, image, drawn, ..
+            } = self;
+            let choose = |width, height| {
+                drawn.clear();
+                drawn.extend((0..).zip(&plan.views).map(|(number, view)| {
+                    let mut rng = Philox::new(plan.seed, Domain::View, epoch, position, number);
+                    view.draw(width, height, &mut rng)
+                }));
+                drawn.iter().map(Drawn::region).reduce(Region::union).unwrap()
+            };
+            sum.decode += counted(|| decoder.decode_part(bytes, &plan.decode, choose, image).unwrap());
+            for (view, drawn) in plan.views.iter().zip(&self.drawn) {
                 let View::Random { options, size } = view else {
                     unreachable!()
                 };
                 let (image, size) = (&self.image, *size);
                 self.out.resize(size as usize * size as usize * 3, 0);
-                let rng = || Philox::new(plan.seed, Domain::View, epoch, position, number as u8);
-                sum.render += counted(|| view.render(image, &mut rng(), &mut self.scratch, &mut self.out));
-                let crop = options.draw(image.width, image.height, &mut rng()).crop;
+                sum.render += counted(|| view.render(image, drawn, &mut self.scratch, &mut self.out));
+                let crop = drawn.region();
                 sum.crop += counted(|| {
                     self.resampler.crop(image, crop, options.interpolation, size, size);
                 });

@@ -33,7 +33,8 @@ pub fn draw(recipe: &Recipe, dataset: &Arc<Dataset>, images: u32, draws: u32) ->
             for (index, view) in recipe.views.views().iter().enumerate() {
                 let mut pixels = vec![0; (size * size * 3) as usize];
                 let mut rng = Philox::new(recipe.train.seed, Domain::View, draw, row as u64, index as u8);
-                view.render(original, &mut rng, &mut scratch, &mut pixels);
+                let drawn = view.draw(original.width, original.height, &mut rng);
+                view.render(original, &drawn, &mut scratch, &mut pixels);
                 let picture = RgbImage::from_raw(size, size, pixels).expect("a view has size x size x 3 bytes");
                 let picture = imageops::resize(&picture, tile, tile, imageops::FilterType::Nearest);
                 let x = 2 * GAP + tile + draw * pair + GAP + index as u32 * (tile + GAP);

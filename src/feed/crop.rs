@@ -1,6 +1,6 @@
 //! Geometry and resampling: where a view lies in the image, and how that part becomes a square of `size` pixels.
 //!
-//! In: an image and a box, or a shorter side for the evaluation's centre crop. Out: pixels of the asked size.
+//! In: an image of which at least the box is held, and the box, or a shorter side for the evaluation's centre crop. Out: pixels of the asked size.
 //! Invariant: a crop sees no pixel outside its box, as Pillow's `crop().resize()`; geometry uses only IEEE operations
 //! that are the same on every CPU. Source: torchvision 0.29 (RandomResizedCrop, Resize, CenterCrop), Pillow 13's resampling
 //! (one pass an axis, rounded to 8 bits in between); convolution by fast_image_resize, 16-bit fixed-point weights.
@@ -66,11 +66,17 @@ pub struct Resampler {
 }
 
 impl Resampler {
-    /// The box of `image`, resized to `width` x `height`: 4 bytes a pixel, of which the fourth means nothing.
+    /// A box of `image`, in the whole image's coordinates, resized to `width` x `height`: 4 bytes a pixel, of which the fourth
+    /// means nothing. Panics if the image does not hold all of the box.
     pub fn crop(&mut self, image: &Rgbx8, part: Region, filter: Interpolation, width: u32, height: u32) -> &[u8] {
+        let (held, origin) = (source(image), image.part);
+        assert!(
+            origin.contains(part),
+            "{part:?} is cut from an image that holds {origin:?}"
+        );
+        let (left, top) = (part.left - origin.left, part.top - origin.top);
         // The view hides what is outside the box; `ResizeOptions::crop` would let the filter read it.
-        let whole = source(image);
-        let part = CroppedImage::new(&whole, part.left, part.top, part.width, part.height).expect("the box is inside");
+        let part = CroppedImage::new(&held, left, top, part.width, part.height).expect("the box is inside");
         let plan = Plan {
             columns: Span::all(part.width(), width),
             rows: Span::all(part.height(), height),
@@ -90,7 +96,8 @@ impl Resampler {
     /// torchvision's Resize(`resize`) and CenterCrop(`size`), into `out` (`size * size * 3` bytes, RGB): the shorter side becomes
     /// `resize`, the longer one keeps the aspect ratio (rounded down); what the crop lacks is black.
     ///
-    /// Only what the crop shows is resampled, so that a sliver of an image cannot ask for a huge buffer.
+    /// Only what the crop shows is resampled, so that a sliver of an image cannot ask for a huge buffer. Panics if only a part
+    /// of the image is held: the filter reads pixels outside the crop.
     pub fn center(
         &mut self,
         lanes: Lanes,
@@ -100,6 +107,11 @@ impl Resampler {
         filter: Interpolation,
         out: &mut [u8],
     ) {
+        assert_eq!(
+            image.part,
+            Region::all(image.width, image.height),
+            "the image is held whole"
+        );
         let (full_w, full_h) = resized_size(image.width, image.height, resize);
         let (columns, x) = Span::center(image.width, full_w, size);
         let (rows, y) = Span::center(image.height, full_h, size);
@@ -234,8 +246,10 @@ fn rows_first(width: u32, height: u32, to_width: u64, to_height: u64) -> bool {
     lost(height, to_height) > (2 * lost(width, to_width)).max(0)
 }
 
+/// What is held of the image.
 fn source(image: &Rgbx8) -> ImageRef<'_> {
-    ImageRef::new(image.width, image.height, &image.pixels, PixelType::U8x4).expect("width * height * 4 bytes")
+    let Region { width, height, .. } = image.part;
+    ImageRef::new(width, height, &image.pixels, PixelType::U8x4).expect("width * height * 4 bytes")
 }
 
 /// e^x for |x| below about 50, from additions and multiplications only: the system's `exp` may differ in the last bit

@@ -9,7 +9,7 @@ use std::time::Instant;
 /// A part of a worker's work on one sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// Encoded bytes -> RGB.
+    /// Encoded bytes -> RGB; the views' parameters are drawn on the way.
     Decode,
     /// Crop and resize of all views.
     Crop,

@@ -5,7 +5,7 @@
 //! ```text
 //! order    which sample comes when: a pure function                     permute, share (ranks)
 //! reader   row groups ahead, into three window places                   one thread
-//! worker   claim a position, decode once, write every view              one a core
+//! worker   claim a position, decode what its views need, write them     one a core
 //! view     parameters drawn, then passes                                crop, planes, color, blur; simd under their kernels
 //! ring     slots that fill up, and are handed out in batch order        slot, life, cursor, board, sync
 //! batch    what the trainer sees; dropping it gives the slot back       quarantine

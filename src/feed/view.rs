@@ -1,8 +1,9 @@
 //! The recipe of one view: parameters drawn first, then the passes. torchvision on Pillow is the pixel reference.
 //!
-//! In: a decoded image, a stream of draws. Out: RGB8 of `size` x `size`, written straight into the caller's buffer.
-//! Invariant: pixels depend on image, options and stream only, not on CPU, thread or what the scratch held before; an
-//! operation that was not drawn costs nothing. Sources: the official code and solo-learn, torchvision 0.29.
+//! In: an image's size and a stream of draws; then the image, of which at least the drawn region is decoded. Out: RGB8 of
+//! `size` x `size`, written straight into the caller's buffer. Invariant: pixels depend on image, options and stream only, not on
+//! CPU, thread, what is decoded besides the region, or what the scratch held before; an operation that was not drawn costs
+//! nothing. Sources: the official code and solo-learn, torchvision 0.29.
 
 mod check;
 mod params;
@@ -16,7 +17,7 @@ use super::blur::{self, BlurScratch};
 use super::crop::Resampler;
 use super::laps::{Laps, Part};
 use super::{color, planes};
-use crate::data::{Rgbx8, rng::Philox, simd::Lanes};
+use crate::data::{Region, Rgbx8, rng::Philox, simd::Lanes};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -122,6 +123,25 @@ pub enum View {
     },
 }
 
+/// What one view of one image was drawn to be, before any pixel is there.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Drawn {
+    /// The parameters of a random view.
+    Random(ViewParams),
+    /// Nothing is drawn for the evaluation's view; all of the image.
+    Center(Region),
+}
+
+impl Drawn {
+    /// What the view needs of the image. A centre crop's filter reads pixels outside the crop: it needs all.
+    pub fn region(&self) -> Region {
+        match self {
+            Self::Random(params) => params.crop,
+            Self::Center(all) => *all,
+        }
+    }
+}
+
 /// A worker's buffers, reused from sample to sample.
 #[derive(Default)]
 pub struct Scratch {
@@ -141,26 +161,38 @@ impl View {
         }
     }
 
-    /// Draws parameters from `rng` and writes the view, RGB row-major, `size * size * 3` bytes, into `out`.
-    ///
-    /// Panics if `out` has another length, or if the image is empty or its buffer is not `width * height * 4` bytes.
-    pub fn render(&self, image: &Rgbx8, rng: &mut Philox, scratch: &mut Scratch, out: &mut [u8]) {
+    /// Draws the view of a `width` x `height` image from `rng`.
+    pub fn draw(&self, width: u32, height: u32, rng: &mut Philox) -> Drawn {
         match self {
-            Self::Random { options, size } => {
-                let params = options.draw(image.width, image.height, rng);
-                options.apply(image, &params, *size, scratch, out);
+            Self::Random { options, .. } => Drawn::Random(options.draw(width, height, rng)),
+            Self::Center { .. } => Drawn::Center(Region::all(width, height)),
+        }
+    }
+
+    /// Writes the view that was drawn for `image`, RGB row-major, `size * size * 3` bytes, into `out`.
+    ///
+    /// Panics if `out` has another length, if the image does not hold the drawn region, 4 bytes a pixel, or if another kind of
+    /// view drew it.
+    pub fn render(&self, image: &Rgbx8, drawn: &Drawn, scratch: &mut Scratch, out: &mut [u8]) {
+        match (self, drawn) {
+            (Self::Random { options, size }, Drawn::Random(params)) => {
+                options.apply(image, params, *size, scratch, out);
             }
-            Self::Center {
-                resize,
-                size,
-                interpolation,
-            } => {
+            (
+                Self::Center {
+                    resize,
+                    size,
+                    interpolation,
+                },
+                Drawn::Center(_),
+            ) => {
                 check_buffers(image, *size, out);
                 scratch
                     .resampler
                     .center(scratch.lanes, image, *resize, *size, *interpolation, out);
                 scratch.laps.lap(Part::Crop);
             }
+            (view, drawn) => panic!("{view:?} did not draw {drawn:?}"),
         }
     }
 }
@@ -304,10 +336,11 @@ impl Default for ViewOptions {
 }
 
 fn check_buffers(image: &Rgbx8, size: u32, out: &[u8]) {
-    assert!(image.width > 0 && image.height > 0, "an image has pixels");
+    let Region { width, height, .. } = image.part;
+    assert!(width > 0 && height > 0, "an image has pixels");
     assert_eq!(
         image.pixels.len(),
-        image.width as usize * image.height as usize * 4,
+        width as usize * height as usize * 4,
         "the image has 4 bytes a pixel"
     );
     assert_eq!(

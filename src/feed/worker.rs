@@ -1,9 +1,10 @@
-//! A worker: claims the next position, decodes its sample and writes all views of it into their place.
+//! A worker: claims the next position, draws its views, decodes what they need of the sample and writes them into their place.
 //!
 //! In: the cursor's tickets, windows. Out: finished places.
 //! Invariant: the bytes of a place are a function of (plan, data set, epoch, position), so any worker may do any
-//! position. A substitute draws from the position's own stream of Philox, from its start: the failed attempts have
-//! drawn nothing, so its views are those that the position would have given to any image.
+//! position. Views are drawn as soon as an image's size is known. A substitute draws from the position's own stream of
+//! Philox, from its start: what a failed attempt drew is thrown away, so its views are those that the position would have
+//! given to any image.
 
 use super::board::{Board, Stopped};
 use super::cursor::{SlotTicket, WindowTicket};
@@ -17,9 +18,9 @@ use super::ring::Ring;
 use super::share::{self, Share};
 use super::slot::{Pin, Place, WindowTable};
 use super::sync::Ordering;
-use super::view::{Scratch, View};
+use super::view::{Drawn, Scratch, View};
 use crate::data::rng::{Domain, Philox};
-use crate::data::{Dataset, DecodeOptions, Rgbx8, codec};
+use crate::data::{Dataset, DecodeOptions, Decoder, Region, Rgbx8};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -39,7 +40,10 @@ pub(crate) struct Workshop {
 /// One worker thread's own things.
 #[derive(Default)]
 struct Bench {
+    decoder: Decoder,
     image: Rgbx8,
+    /// The image's views, in their order.
+    drawn: Vec<Drawn>,
     scratch: Scratch,
 }
 
@@ -132,9 +136,11 @@ impl Workshop {
         let mut attempt = 0;
         while let Some(entry) = window.plan.entry(index, attempt) {
             gauge.at(entry.key);
-            match self.decode(bench, window, &entry) {
+            match self.decode(bench, window, &entry, at) {
                 Ok(()) => {
-                    self.render(bench, at, place);
+                    #[cfg(all(test, not(vicreg_loom)))]
+                    super::tests::chaos::rendering(at);
+                    self.render(bench, place);
                     self.label(window, &entry, true, place);
                     return Ok(());
                 }
@@ -171,13 +177,21 @@ impl Workshop {
         }
     }
 
-    fn render(&self, bench: &mut Bench, at: share::Place, place: &mut Place) {
-        #[cfg(all(test, not(vicreg_loom)))]
-        super::tests::chaos::rendering(at);
-        for (number, view) in self.views.iter().enumerate() {
-            let mut rng = Philox::new(self.seed, Domain::View, at.epoch, at.position, number as u8);
-            view.render(&bench.image, &mut rng, &mut bench.scratch, place.view(number));
+    fn render(&self, bench: &mut Bench, place: &mut Place) {
+        for (number, (view, drawn)) in self.views.iter().zip(&bench.drawn).enumerate() {
+            view.render(&bench.image, drawn, &mut bench.scratch, place.view(number));
         }
+    }
+
+    /// Draws all views of a `width` x `height` image; returns what they need of it.
+    fn draw(&self, at: share::Place, width: u32, height: u32, drawn: &mut Vec<Drawn>) -> Region {
+        drawn.clear();
+        drawn.extend(self.views.iter().enumerate().map(|(number, view)| {
+            let mut rng = Philox::new(self.seed, Domain::View, at.epoch, at.position, number as u8);
+            view.draw(width, height, &mut rng)
+        }));
+        let regions = drawn.iter().map(Drawn::region);
+        regions.reduce(Region::union).expect("a plan has views")
     }
 
     fn label(&self, window: &Window, entry: &Entry, present: bool, place: &mut Place) {
@@ -187,13 +201,15 @@ impl Workshop {
         record.present = present;
     }
 
-    /// Decodes the entry into the bench's image. The codec answers a decoder's panic with an error, as it does any bad
-    /// byte.
-    fn decode(&self, bench: &mut Bench, window: &Window, entry: &Entry) -> Result<(), Reject> {
+    /// Decodes into the bench's image what the position's views need of the entry. The codec answers a decoder's panic with
+    /// an error, as it does any bad byte.
+    fn decode(&self, bench: &mut Bench, window: &Window, entry: &Entry, at: share::Place) -> Result<(), Reject> {
         let Some(bytes) = window.groups[entry.group].image(entry.key.row) else {
             return Err(self.reject(window, entry, "null", "the row has no image".into()));
         };
-        let decoded = codec::decode(bytes, &self.decode, &mut bench.image);
+        let drawn = &mut bench.drawn;
+        let choose = |width, height| self.draw(at, width, height, drawn);
+        let decoded = bench.decoder.decode_part(bytes, &self.decode, choose, &mut bench.image);
         bench.scratch.laps.lap(Part::Decode);
         decoded.map_err(|error| self.reject(window, entry, error.code(), chain(&error)))
     }

@@ -195,6 +195,38 @@ fn the_hostile_corpora_go_through_a_feed() {
     });
 }
 
+/// A file that fails behind its header has had its views drawn. Its substitute's are drawn anew: from the start of the
+/// position's streams, for its own size.
+#[test]
+fn a_substitute_draws_its_views_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut shard = ShardWriter::create(&folder.path().join("a.parquet"), &Labels::Integers, 20).unwrap();
+    for index in 0..40 {
+        let mut bytes = jpeg(index);
+        if index % 3 == 0 {
+            // Without its quantisation tables, which only the decoder misses.
+            let table = bytes.windows(2).position(|w| w == [0xff, 0xdb]).unwrap();
+            bytes[table + 1] = 0xe9;
+        }
+        shard
+            .push(&bytes, Some(&format!("{index}.jpg")), Some(index as i64))
+            .unwrap();
+    }
+    shard.finish().unwrap();
+    let dataset = open(folder.path());
+    let plan = plan(SHUFFLED, 8, bytes_of(&dataset));
+    let mut expected: Vec<Seen> = (0..10).map(|step| specification(&dataset, &plan, step)).collect();
+    bad::once(&mut expected);
+    let rejects: Vec<_> = expected.iter().flat_map(|batch| &batch.rejects).collect();
+    assert!(rejects.len() == 14 && rejects.iter().all(|reject| reject.code == "damaged"));
+    for workers in WORKERS {
+        assert!(
+            run(&dataset, &plan, &options(workers, 3), 0, 10) == expected,
+            "{workers} workers"
+        );
+    }
+}
+
 /// Every limit can be set in `[decode]`; at the limit an image passes, one below it is refused by name.
 #[test]
 fn the_decode_table_sets_every_limit() {

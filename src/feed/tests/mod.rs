@@ -261,7 +261,7 @@ fn specification(dataset: &Dataset, plan: &FeedPlan, step: u64) -> Seen {
             let mut rng = Philox::new(plan.seed, Domain::View, epoch, position, number as u8);
             view.render(
                 &image,
-                &mut rng,
+                &view.draw(image.width, image.height, &mut rng),
                 &mut Scratch::default(),
                 &mut seen.pixels[start..start + view_bytes],
             );

@@ -128,7 +128,8 @@ fn make(case: &Case, image: &Rgbx8, scratch: &mut Scratch) -> Vec<u8> {
             size,
             interpolation: case.interpolation,
         };
-        view.render(image, &mut Philox::new(0, Domain::View, 0, 0, 0), scratch, &mut out);
+        let drawn = view.draw(image.width, image.height, &mut Philox::new(0, Domain::View, 0, 0, 0));
+        view.render(image, &drawn, scratch, &mut out);
         return out;
     }
     let (size, crop) = (case.size.expect("a size"), case.crop.expect("a box"));

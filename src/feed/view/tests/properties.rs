@@ -1,12 +1,12 @@
 //! What must hold for any image, any valid options and any draw.
 
 use crate::data::{
-    Rgbx8,
+    Region, Rgbx8,
     rng::{Domain, Philox},
     simd::Lanes,
 };
 use crate::feed::blur::{BlurScratch, gaussian};
-use crate::feed::view::{Interpolation, Op, Scratch, View, ViewOptions, ViewParams};
+use crate::feed::view::{Drawn, Interpolation, Op, Scratch, View, ViewOptions, ViewParams};
 use crate::feed::{color, planes};
 use proptest::prelude::*;
 
@@ -66,8 +66,29 @@ fn views() -> impl Strategy<Value = View> {
 /// A view on a canvas that was filled with `before`.
 fn render(view: &View, image: &Rgbx8, seed: u64, scratch: &mut Scratch, before: u8) -> Vec<u8> {
     let mut out = vec![before; (view.size() * view.size() * 3) as usize];
-    view.render(image, &mut Philox::new(seed, Domain::View, 1, 5, 0), scratch, &mut out);
+    view.render(image, &draw(view, image, seed, 0), scratch, &mut out);
     out
+}
+
+fn draw(view: &View, image: &Rgbx8, seed: u64, number: u8) -> Drawn {
+    view.draw(
+        image.width,
+        image.height,
+        &mut Philox::new(seed, Domain::View, 1, 5, number),
+    )
+}
+
+/// The same image, of which only `part` is held.
+fn cut(image: &Rgbx8, part: Region) -> Rgbx8 {
+    let row = |y: u32| {
+        let at = |x: u32| (y * image.width + x) as usize * 4;
+        &image.pixels[at(part.left)..at(part.right())]
+    };
+    Rgbx8 {
+        part,
+        pixels: (part.top..part.bottom()).flat_map(row).copied().collect(),
+        ..*image
+    }
 }
 
 proptest! {
@@ -85,6 +106,20 @@ proptest! {
             render(other, its_image, seed, &mut used, 9);
         }
         prop_assert_eq!(fresh, render(&view, &image, seed, &mut used, 255));
+    }
+
+    /// Two views, of an image that holds only the box around what they need: the bytes are those of the whole image.
+    #[test]
+    fn views_need_no_more_than_their_regions(pair in [views(), views()], image in images(), seed in any::<u64>()) {
+        let drawn = [0, 1].map(|number| draw(&pair[usize::from(number)], &image, seed, number));
+        let part = cut(&image, drawn[0].region().union(drawn[1].region()));
+        let mut scratch = Scratch::default();
+        for (view, drawn) in pair.iter().zip(&drawn) {
+            let mut out = [1, 2].map(|before| vec![before; (view.size() * view.size() * 3) as usize]);
+            view.render(&image, drawn, &mut scratch, &mut out[0]);
+            view.render(&part, drawn, &mut scratch, &mut out[1]);
+            prop_assert_eq!(&out[0], &out[1], "{:?} of {:?}", drawn, part.part);
+        }
     }
 
     /// What `apply` folds and skips does not show.
