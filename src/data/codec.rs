@@ -14,6 +14,7 @@ mod orient;
 mod raster;
 
 use super::region::Region;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -252,6 +253,7 @@ impl CodecError {
 /// Decodes images; what it needs besides the pixels is kept from image to image.
 #[derive(Debug, Default)]
 pub struct Decoder {
+    jpeg: super::jpeg::Decoder,
     /// A PNG's or WebP's samples before they are RGB.
     raw: Vec<u8>,
 }
@@ -285,7 +287,7 @@ impl Decoder {
             part
         };
         let result = admit(bytes, options).and_then(|format| match format {
-            Format::Jpeg => jpeg::decode(bytes, options, choose, out),
+            Format::Jpeg => jpeg::decode(&mut self.jpeg, bytes, options, choose, out),
             Format::Png | Format::Webp => {
                 guarded(format, || raster::decode(format, bytes, options, &mut self.raw, out))?;
                 choose(out.width, out.height);

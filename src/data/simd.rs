@@ -4,19 +4,27 @@
 //! Invariant: one source is the specification and every path. Floats are single operations that are never contracted, so all
 //! paths give the same bytes (tests beside the kernels).
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Arch, NullaryFnOnce};
 
 /// Which instructions kernels are compiled for. The default is the best that this CPU has.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Lanes(Arch);
 
+/// The proof that a CPU has AVX2, which its instructions are called through; never there on other machines.
+#[cfg(target_arch = "x86_64")]
+pub type Avx2 = pulp::x86::V3;
+/// The proof that a CPU has AVX2, which its instructions are called through; never there on other machines.
+#[cfg(not(target_arch = "x86_64"))]
+#[derive(Clone, Copy, Debug)]
+pub enum Avx2 {}
+
 struct Inlined<F>(F);
 
-impl<R, F: FnMut() -> R> WithSimd for Inlined<F> {
+impl<R, F: FnMut() -> R> NullaryFnOnce for Inlined<F> {
     type Output = R;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(mut self, _: S) -> R {
+    fn call(mut self) -> R {
         // As `FnMut`: through `FnOnce` a large closure would be called, not inlined, and stay at the baseline.
         (self.0)()
     }
@@ -42,5 +50,27 @@ impl Lanes {
     #[inline(always)]
     pub fn run<R>(self, kernel: impl FnMut() -> R) -> R {
         self.0.dispatch(Inlined(kernel))
+    }
+
+    /// Likewise, for a kernel with instructions of its own in it: it is handed the proof that the CPU has them. The compiler knows
+    /// which, so that a `match` on it costs nothing.
+    #[inline(always)]
+    pub fn run_with<R>(self, mut kernel: impl FnMut(Option<Avx2>) -> R) -> R {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Arch::V4(cpu) => cpu.vectorize(Inlined(
+                #[inline(always)]
+                || kernel(Some(*cpu)),
+            )),
+            #[cfg(target_arch = "x86_64")]
+            Arch::V3(cpu) => cpu.vectorize(Inlined(
+                #[inline(always)]
+                || kernel(Some(cpu)),
+            )),
+            other => other.dispatch(Inlined(
+                #[inline(always)]
+                || kernel(None),
+            )),
+        }
     }
 }

@@ -1,11 +1,12 @@
-//! JPEG -> RGB through zune-jpeg, the decoder of record.
+//! JPEG -> RGB: the common case by [`crate::data::jpeg`], the rest by zune-jpeg, the decoder of record.
 //!
-//! In: bytes whose markers [`super::jpeg_header`] finds within the limits. Out: all pixels, whatever part is asked for, written
-//! straight into the reused buffer.
+//! In: bytes whose markers [`super::jpeg_header`] finds within the limits. Out: pixels, written straight into the reused buffer: of
+//! the part that is asked for, or of all.
 //! Grey is repeated; CMYK and YCCK become RGB as Pillow does it (inverted values: R = C K / 255, rounded).
 
 use super::jpeg_header::{self, JpegHeader, damaged, truncated, unsupported};
 use super::{CodecError, DecodeOptions, Format, Policy, Region, Rgbx8, guarded, orient};
+use crate::data::jpeg::{Decoder, Fault};
 use image::metadata::Orientation;
 use zune_core::bytestream::ZCursor;
 use zune_core::colorspace::ColorSpace;
@@ -13,27 +14,51 @@ use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::errors::DecodeErrors;
 
-/// Decodes a JPEG into `out`. A panic of the decoder is an error, one of `choose` goes through.
+/// Decodes a JPEG into `out`. A panic of a decoder is an error, one of `choose` goes through.
 pub fn decode(
+    decoder: &mut Decoder,
     bytes: &[u8],
     options: &DecodeOptions,
     mut choose: impl FnMut(u32, u32) -> Region,
     out: &mut Rgbx8,
 ) -> Result<(), CodecError> {
-    let header = guarded(Format::Jpeg, || jpeg_header::check(bytes, options))?;
-    // A turned image's size is known only behind zune, which is who reads EXIF.
-    if !options.apply_orientation {
-        choose(header.width, header.height);
+    let (header, turn) = guarded(Format::Jpeg, || {
+        let header = jpeg_header::check(bytes, options)?;
+        let exif = header.exif.filter(|_| options.apply_orientation);
+        let turn = exif.and_then(Orientation::from_exif_chunk);
+        Ok((header, turn.unwrap_or(Orientation::NoTransforms)))
+    })?;
+    let (width, height) = (header.width, header.height);
+    let (upright_width, upright_height) = orient::size(width, height, turn);
+    let mut part = choose(upright_width, upright_height);
+    if turn != Orientation::NoTransforms {
+        // It is turned as a whole.
+        part = Region::all(width, height);
     }
-    guarded(Format::Jpeg, || all(bytes, &header, options, out))?;
-    if options.apply_orientation {
-        choose(out.width, out.height);
-    }
-    Ok(())
+    guarded(Format::Jpeg, || {
+        match own(decoder, bytes, &header, part, out) {
+            Ok(()) => {}
+            Err(Fault::Truncated) if options.policy == Policy::Strict => {
+                return Err(truncated("the scan ends before the image does"));
+            }
+            Err(_) => of_record(bytes, &header, options, out)?,
+        }
+        orient::apply(out, turn);
+        Ok(())
+    })
 }
 
-/// Decodes the whole image.
-fn all(bytes: &[u8], header: &JpegHeader, options: &DecodeOptions, out: &mut Rgbx8) -> Result<(), CodecError> {
+/// Decodes the part with the own decoder.
+fn own(decoder: &mut Decoder, bytes: &[u8], header: &JpegHeader, part: Region, out: &mut Rgbx8) -> Result<(), Fault> {
+    if !header.complete {
+        return Err(Fault::Unusual);
+    }
+    (out.width, out.height, out.part) = (header.width, header.height, part);
+    decoder.decode(bytes, part, &mut out.pixels)
+}
+
+/// Decodes all of the image with zune-jpeg.
+fn of_record(bytes: &[u8], header: &JpegHeader, options: &DecodeOptions, out: &mut Rgbx8) -> Result<(), CodecError> {
     // Only lenient mode gets here without an end. zune gives a progressive image up where the bytes run out, but fills up to
     // a marker: so it gets one.
     let mended = if header.complete {
@@ -72,10 +97,6 @@ fn all(bytes: &[u8], header: &JpegHeader, options: &DecodeOptions, out: &mut Rgb
         let quarter = out.pixels.len() / 4;
         fill(&mut decoder, &mut out.pixels[quarter..])?;
         widen(&mut out.pixels);
-    }
-    if options.apply_orientation {
-        let turn = decoder.exif().and_then(|exif| Orientation::from_exif_chunk(exif));
-        orient::apply(out, turn.unwrap_or(Orientation::NoTransforms));
     }
     Ok(())
 }

@@ -4,10 +4,11 @@
 //! sees a truncation that leaves only the last rows or refinement scans missing. Source: ITU-T T.81, annex B.
 
 use super::{CodecError, DecodeOptions, Format, Policy, check_pixels};
+use crate::data::jpeg::find_ff;
 
 /// What the markers say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct JpegHeader {
+pub struct JpegHeader<'a> {
     /// Width in pixels.
     pub width: u32,
     /// Height in pixels.
@@ -18,12 +19,14 @@ pub struct JpegHeader {
     pub scans: u32,
     /// Whether an end-of-image marker closes the file.
     pub complete: bool,
+    /// What EXIF has to say, from its TIFF header on.
+    pub exif: Option<&'a [u8]>,
     /// Least number of entropy-coded bits that an image of this size has.
     least_bits: u64,
 }
 
 /// Walks the markers and holds the result against the limits.
-pub fn check(bytes: &[u8], options: &DecodeOptions) -> Result<JpegHeader, CodecError> {
+pub fn check<'a>(bytes: &'a [u8], options: &DecodeOptions) -> Result<JpegHeader<'a>, CodecError> {
     let header = walk(bytes, options.max_scans)?;
     check_pixels(Format::Jpeg, header.width, header.height, options)?;
     if header.scans == 0 {
@@ -43,10 +46,11 @@ pub fn check(bytes: &[u8], options: &DecodeOptions) -> Result<JpegHeader, CodecE
     Ok(header)
 }
 
-fn walk(bytes: &[u8], max_scans: u32) -> Result<JpegHeader, CodecError> {
+fn walk(bytes: &[u8], max_scans: u32) -> Result<JpegHeader<'_>, CodecError> {
     let mut header: Option<JpegHeader> = None;
     let mut scans = 0;
     let mut complete = false;
+    let mut exif = None;
     let mut at = 2;
     while let Some((marker, body)) = next_marker(bytes, at) {
         at = body;
@@ -64,6 +68,13 @@ fn walk(bytes: &[u8], max_scans: u32) -> Result<JpegHeader, CodecError> {
             0xc0..=0xc2 if header.is_some() => return Err(damaged("two frame headers")),
             0xc0..=0xc2 => header = Some(frame(segment, marker == 0xc2)?),
             0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf => return Err(unsupported(sof_kind(marker))),
+            // The last before the image counts, as in zune-jpeg.
+            0xe1 if scans == 0 => {
+                exif = segment
+                    .strip_prefix(b"Exif\0\0")
+                    .filter(|exif| !exif.is_empty())
+                    .or(exif)
+            }
             0xda => {
                 scans += 1;
                 if scans > max_scans {
@@ -78,6 +89,7 @@ fn walk(bytes: &[u8], max_scans: u32) -> Result<JpegHeader, CodecError> {
         Some(header) => Ok(JpegHeader {
             scans,
             complete,
+            exif,
             ..header
         }),
         None if complete => Err(damaged("no frame header")),
@@ -100,17 +112,6 @@ fn next_marker(bytes: &[u8], mut at: usize) -> Option<(u8, usize)> {
     }
 }
 
-/// Position of the next 0xff. Whole blocks first: compilers turn the block test into vector code.
-fn find_ff(bytes: &[u8], mut at: usize) -> Option<usize> {
-    while let Some(block) = bytes.get(at..at + 32) {
-        if block.iter().fold(false, |found, &b| found | (b == 0xff)) {
-            break;
-        }
-        at += 32;
-    }
-    bytes.get(at..)?.iter().position(|&b| b == 0xff).map(|found| at + found)
-}
-
 /// The payload of the segment whose length field is at `at`; `None` where the file ends before it does.
 fn segment(bytes: &[u8], at: usize) -> Result<Option<&[u8]>, CodecError> {
     let Some(&[high, low]) = bytes.get(at..at + 2) else {
@@ -124,7 +125,7 @@ fn segment(bytes: &[u8], at: usize) -> Result<Option<&[u8]>, CodecError> {
 }
 
 /// Frame header, T.81 B.2.2: precision, height, width, then (id, sampling, table) for each component.
-fn frame(segment: &[u8], progressive: bool) -> Result<JpegHeader, CodecError> {
+fn frame(segment: &[u8], progressive: bool) -> Result<JpegHeader<'static>, CodecError> {
     let &[precision, h1, h0, w1, w0, components, ref rest @ ..] = segment else {
         return Err(damaged("a short frame header"));
     };
@@ -164,6 +165,7 @@ fn frame(segment: &[u8], progressive: bool) -> Result<JpegHeader, CodecError> {
         components,
         scans: 0,
         complete: false,
+        exif: None,
         least_bits,
     })
 }

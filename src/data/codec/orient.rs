@@ -5,11 +5,10 @@
 use super::{Region, Rgbx8};
 use image::metadata::Orientation;
 
-/// Turns `image`, which is held whole, so that it stands upright.
-pub fn apply(image: &mut Rgbx8, orientation: Orientation) {
-    // (turned: width and height change places; mirrored in x; mirrored in y), read in the source.
-    let (transposed, flip_x, flip_y) = match orientation {
-        Orientation::NoTransforms => return,
+/// How the upright image reads the stored one: width and height change places; mirrored in x; mirrored in y.
+fn turns(orientation: Orientation) -> (bool, bool, bool) {
+    match orientation {
+        Orientation::NoTransforms => (false, false, false),
         Orientation::FlipHorizontal => (false, true, false),
         Orientation::Rotate180 => (false, true, true),
         Orientation::FlipVertical => (false, false, true),
@@ -17,7 +16,24 @@ pub fn apply(image: &mut Rgbx8, orientation: Orientation) {
         Orientation::Rotate90 => (true, false, true),
         Orientation::Rotate270FlipH => (true, true, true),
         Orientation::Rotate270 => (true, true, false),
-    };
+    }
+}
+
+/// Width and height of the upright image, from those of the stored one.
+pub fn size(width: u32, height: u32, orientation: Orientation) -> (u32, u32) {
+    if turns(orientation).0 {
+        (height, width)
+    } else {
+        (width, height)
+    }
+}
+
+/// Turns `image`, which is held whole unless there is nothing to turn, so that it stands upright.
+pub fn apply(image: &mut Rgbx8, orientation: Orientation) {
+    if orientation == Orientation::NoTransforms {
+        return;
+    }
+    let (transposed, flip_x, flip_y) = turns(orientation);
     let (width, height) = (image.width as usize, image.height as usize);
     let (out_width, out_height) = if transposed { (height, width) } else { (width, height) };
     let mut turned = Vec::with_capacity(image.pixels.len());

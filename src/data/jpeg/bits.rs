@@ -1,0 +1,153 @@
+//! The entropy-coded data of a scan as bits: stuffed zeros taken out once, restart segments apart, refilled without a branch.
+//!
+//! In: the bytes after a scan's header. Out: [`Stream`], and [`Bits`] over one of its segments. Invariant: a read past the end of a
+//! segment gives bits that do not belong to it, and [`Bits::overrun`] says so; nothing is decoded from padding unseen.
+//! Reference for the refill: F. Giesen, "Reading bits in far too many ways", variant 4.
+
+use super::Fault;
+
+/// Bytes after the data that may be loaded, though they are never part of it: a refill looks 8 bytes ahead of a full window.
+const PADDING: usize = 16;
+
+/// The data of one scan without markers and stuffing.
+#[derive(Clone, Debug, Default)]
+pub struct Stream {
+    bytes: Vec<u8>,
+    /// Where each restart segment ends.
+    ends: Vec<usize>,
+}
+
+/// What closed a scan's data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Close {
+    /// This marker; not a restart.
+    Marker(u8),
+    /// The file ended.
+    Nothing,
+    /// A restart marker out of its order.
+    Disorder,
+}
+
+impl Stream {
+    /// Takes the data in from `bytes`, up to the first marker that is not a restart.
+    pub fn fill(&mut self, bytes: &[u8]) -> Close {
+        self.bytes.clear();
+        self.ends.clear();
+        let close = self.unstuff(bytes);
+        self.ends.push(self.bytes.len());
+        self.bytes.extend_from_slice(&[0; PADDING]);
+        close
+    }
+
+    fn unstuff(&mut self, bytes: &[u8]) -> Close {
+        let mut from = 0;
+        while let Some(ff) = find_ff(bytes, from) {
+            match bytes.get(ff + 1) {
+                // The ff is data.
+                Some(0) => self.bytes.extend_from_slice(&bytes[from..=ff]),
+                Some(&restart @ 0xd0..=0xd7) => {
+                    self.bytes.extend_from_slice(&bytes[from..ff]);
+                    if usize::from(restart & 7) != self.ends.len() & 7 {
+                        return Close::Disorder;
+                    }
+                    self.ends.push(self.bytes.len());
+                }
+                Some(&marker) => {
+                    self.bytes.extend_from_slice(&bytes[from..ff]);
+                    return Close::Marker(marker);
+                }
+                None => return Close::Nothing,
+            }
+            from = ff + 2;
+        }
+        Close::Nothing
+    }
+
+    /// Number of restart segments; at least 1.
+    pub fn segments(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// How many whole bytes follow the ones that `bits` has read, those of later segments included.
+    pub fn left(&self, bits: Bits) -> usize {
+        let data = self.bytes.len() - PADDING;
+        (data + bits.count as usize / 8).saturating_sub(bits.next)
+    }
+
+    /// The bits of segment `n`.
+    pub fn segment(&self, n: usize) -> Bits<'_> {
+        let start = if n == 0 { 0 } else { self.ends[n - 1] };
+        Bits {
+            bytes: &self.bytes,
+            next: start,
+            end: self.ends[n],
+            window: 0,
+            count: 0,
+        }
+    }
+}
+
+/// A reader. The highest `count` bits of `window` are the next bits of the data.
+#[derive(Clone, Copy)]
+pub struct Bits<'a> {
+    bytes: &'a [u8],
+    /// First byte that is not counted in `count`.
+    next: usize,
+    end: usize,
+    window: u64,
+    count: u32,
+}
+
+impl Bits<'_> {
+    /// Makes at least 56 bits valid; a fault well past the end of the data.
+    #[inline(always)]
+    pub fn refill(&mut self) -> Result<(), Fault> {
+        let bytes = self.bytes[self.next..].first_chunk().ok_or(Fault::Truncated)?;
+        self.window |= u64::from_be_bytes(*bytes) >> self.count;
+        self.next += (63 - self.count as usize) >> 3;
+        self.count |= 56;
+        Ok(())
+    }
+
+    /// The next bits, highest first.
+    #[inline(always)]
+    pub fn peek(&self) -> u64 {
+        self.window
+    }
+
+    /// How many bits are valid.
+    #[inline(always)]
+    pub fn valid(&self) -> u32 {
+        self.count
+    }
+
+    /// Goes on by `length` bits, less than 64 and not more than are valid.
+    #[inline(always)]
+    pub fn skip(&mut self, length: u32) {
+        self.window <<= length & 63;
+        self.count -= length;
+    }
+
+    /// How many whole bytes of the segment were not read; `None` if bits were read that are not the segment's.
+    pub fn left(&self) -> Option<usize> {
+        let bits = (self.end * 8) as i64 - (self.next * 8) as i64 + i64::from(self.count);
+        usize::try_from(bits).ok().map(|bits| bits / 8)
+    }
+
+    /// What to call a fault: beyond the data anything may look wrong, and is not what is wrong.
+    #[cold]
+    pub fn blame(&self, fault: Fault) -> Fault {
+        if self.left().is_none() { Fault::Truncated } else { fault }
+    }
+}
+
+/// Position of the next 0xff. Whole blocks first: compilers turn the block test into vector code.
+pub fn find_ff(bytes: &[u8], mut at: usize) -> Option<usize> {
+    while let Some(block) = bytes.get(at..at + 32) {
+        if block.iter().fold(false, |found, &b| found | (b == 0xff)) {
+            break;
+        }
+        at += 32;
+    }
+    bytes.get(at..)?.iter().position(|&b| b == 0xff).map(|found| at + found)
+}

@@ -1,0 +1,314 @@
+//! Huffman tables of one file, built for decoding: one look-up gives up to two coefficients, with runs and values.
+//!
+//! In: a table's counts and symbols as DHT has them (ITU-T T.81, B.2.4.2). Out: [`Symbol`] or [`Pair`] for the next bits of a stream.
+//! Invariant: a table that has no prefix code, or uses the code of all ones, is refused (as zune-jpeg does); every entry
+//! is defined, so a look-up cannot fail: codes that are too long or not in the table lead to [`Table::long`].
+
+/// Bits that are looked up at once. A coefficient of a photograph takes 5.7 on average: two often fit. With 12 the two AC
+/// tables would fill a level-1 cache of 32 KiB.
+pub const LOOKUP: u32 = 11;
+
+/// An advance past any position of a block: its end, or something that needs a longer look.
+const PAST: u32 = 63;
+
+/// One code and its value: `advance << 10 | size << 6 | length`.
+///
+/// `length` (6 bits) is the code's length and the value's together; `size` is the number of bits of the value; `advance` is
+/// the run of zeros and the value itself: how far the position in the block moves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Symbol(u16);
+
+impl Symbol {
+    /// A code longer than [`LOOKUP`] bits, or none.
+    const LONG: Self = Self(0);
+
+    fn of(symbol: u8, code_length: u32, dc: bool) -> Self {
+        let (run, size) = (u16::from(symbol >> 4), u16::from(symbol & 15));
+        let advance = match (dc, run, size) {
+            (true, ..) => 0,
+            // All runs but 15 without a value end the block: baseline has only run 0, and decoders do not look.
+            (false, 0..=14, 0) => PAST as u16,
+            (false, ..) => run + 1,
+        };
+        Self(advance << 10 | size << 6 | (code_length as u16 + size))
+    }
+
+    /// Bits of the code and of the value, 1..=31; 0 if the code is long.
+    #[inline(always)]
+    pub fn length(self) -> u32 {
+        u32::from(self.0 & 63)
+    }
+
+    /// Bits of the value, 0..=15.
+    #[inline(always)]
+    pub fn size(self) -> u32 {
+        u32::from(self.0 >> 6 & 15)
+    }
+
+    /// Positions to move on.
+    #[inline(always)]
+    pub fn advance(self) -> usize {
+        usize::from(self.0 >> 10)
+    }
+
+    /// Nothing more in this block.
+    #[inline(always)]
+    pub fn is_end(self) -> bool {
+        u32::from(self.0 >> 10) == PAST
+    }
+
+    /// Look in [`Table::long`] instead.
+    #[inline(always)]
+    pub fn is_long(self) -> bool {
+        self == Self::LONG
+    }
+
+    /// The value, where the code is at the start of `bits`; 0 where there is none.
+    #[inline(always)]
+    pub fn value(self, bits: u64) -> i32 {
+        extend(bits, self.length(), self.size())
+    }
+}
+
+/// Two AC codes with their values, or one: `value << 25 | second advance << 19 | advance << 13 | second value << 6 | length`.
+///
+/// Without a second, its advance and value are 0: written before the first, it does no harm. A value that is not in the table
+/// (outside -63..=63, or with bits beyond those that are looked up) is marked by -64, with its size in place of the second
+/// value. The end of a block has an advance of [`PAST`]; as the first, both have it. A long code has length 0 and is past
+/// the block too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pair(u32);
+
+impl Pair {
+    const LONG: Self = Self(PAST << 13);
+    const OUTSIDE: i32 = -64;
+
+    /// The symbol of `index` alone.
+    #[inline(always)]
+    fn single(symbol: Symbol, index: usize) -> Self {
+        if symbol.is_long() {
+            return Self::LONG;
+        }
+        let advance = symbol.advance() as u32;
+        if symbol.is_end() {
+            return Self(PAST << 19 | advance << 13 | symbol.length());
+        }
+        let (value, size) = match symbol.value((index as u64) << (64 - LOOKUP)) {
+            value @ -63..=63 if symbol.length() <= LOOKUP => (value, 0),
+            _ => (Self::OUTSIDE, symbol.size()),
+        };
+        Self((value as u32) << 25 | advance << 13 | size << 6 | symbol.length())
+    }
+
+    /// All of its bits were looked up, and the value is in the table.
+    #[inline(always)]
+    fn is_whole(self) -> bool {
+        !self.is_long() && self.0 as i32 >> 25 != Self::OUTSIDE
+    }
+
+    /// This one and `second` behind it.
+    #[inline(always)]
+    fn and(self, second: Self) -> Self {
+        let moved = second.0 & (PAST << 13);
+        let value = second.0 >> 25;
+        Self(self.0 + (moved << 6) + (value << 6) + second.length())
+    }
+
+    #[inline(always)]
+    fn is_long(self) -> bool {
+        self.length() == 0
+    }
+
+    /// Bits of all; 0 for a long code.
+    #[inline(always)]
+    pub fn length(self) -> u32 {
+        self.0 & 63
+    }
+
+    /// Positions to the first coefficient.
+    #[inline(always)]
+    pub fn first(self) -> usize {
+        (self.0 >> 13 & 63) as usize
+    }
+
+    /// Positions from the first to the second.
+    #[inline(always)]
+    pub fn second(self) -> usize {
+        (self.0 >> 19 & 63) as usize
+    }
+
+    /// Value of the first, where it is at the start of `bits`.
+    #[inline(always)]
+    pub fn value(self, bits: u64) -> i16 {
+        let value = self.0 as i32 >> 25;
+        if value == Self::OUTSIDE {
+            self.read(bits)
+        } else {
+            value as i16
+        }
+    }
+
+    #[cold]
+    fn read(self, bits: u64) -> i16 {
+        extend(bits, self.length(), self.0 >> 6 & 15) as i16
+    }
+
+    /// Value of the second.
+    #[inline(always)]
+    pub fn second_value(self) -> i16 {
+        ((self.0 << 19) as i32 >> 25) as i16
+    }
+
+    /// The block ends with the first or the second.
+    #[inline(always)]
+    pub fn ends(self) -> bool {
+        self.second() == PAST as usize
+    }
+
+    /// The block ends with the first.
+    #[inline(always)]
+    pub fn is_end(self) -> bool {
+        self.first() == PAST as usize
+    }
+}
+
+/// The value of `size` bits at the end of the first `length` of `bits` (T.81 F.12, EXTEND); 0 for no bits.
+#[inline(always)]
+fn extend(bits: u64, length: u32, size: u32) -> i32 {
+    let mask = (1u32 << size) - 1;
+    let raw = (bits >> (length.wrapping_neg() & 63)) as u32 & mask;
+    // A value that begins with a 0 is negative: less than half of the range, and off by the mask.
+    let positive = ((bits << ((length - size) & 63)) as i64 >> 63) as u32;
+    raw.wrapping_sub(mask & !positive) as i32
+}
+
+/// One table, for DC or AC values.
+#[derive(Clone, Debug)]
+pub struct Table {
+    symbols: [Symbol; 1 << LOOKUP],
+    /// For AC only.
+    pairs: [Pair; 1 << LOOKUP],
+    /// A code of `l` bits, left-aligned in 16, is below `limit[l]`.
+    limit: [u32; 17],
+    /// Index of the first value of a length, less its first code.
+    offset: [i32; 17],
+    /// The definition: number of codes by length, what they stand for, and whether for DC.
+    counts: [u8; 16],
+    values: [u8; 256],
+    total: usize,
+    dc: bool,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self {
+            symbols: [Symbol::LONG; 1 << LOOKUP],
+            pairs: [Pair::LONG; 1 << LOOKUP],
+            limit: [0; 17],
+            offset: [0; 17],
+            counts: [0; 16],
+            values: [0; 256],
+            total: 0,
+            dc: false,
+        }
+    }
+}
+
+impl Table {
+    /// Builds the table from the number of codes of each length, 1..=16, and what they stand for in order; `None` where they make
+    /// no code, or a DC code stands for more than 15 bits. A table that is here already is not built again: small images share them.
+    #[inline(always)]
+    pub fn build(&mut self, counts: &[u8; 16], values: &[u8], dc: bool) -> Option<()> {
+        if self.total == values.len() && &self.counts == counts && &self.values[..self.total] == values && self.dc == dc
+        {
+            return Some(());
+        }
+        // Nothing is here until all is.
+        self.total = usize::MAX;
+        let total: usize = counts.iter().map(|&n| usize::from(n)).sum();
+        if total != values.len() || total > 256 || dc && values.iter().any(|&s| s > 15) {
+            return None;
+        }
+        self.values[..total].copy_from_slice(values);
+        (self.counts, self.dc) = (*counts, dc);
+        self.number()?;
+        if !dc {
+            self.pair();
+        }
+        self.total = total;
+        Some(())
+    }
+
+    /// Gives every value its code (T.81, annex C), in the look-up table or behind it.
+    #[inline(always)]
+    fn number(&mut self) -> Option<()> {
+        let (mut code, mut at, mut filled) = (0u32, 0usize, 0usize);
+        for length in 1..=16u32 {
+            let count = usize::from(self.counts[length as usize - 1]);
+            self.offset[length as usize] = at as i32 - code as i32;
+            if length <= LOOKUP {
+                let span = 1usize << (LOOKUP - length);
+                for &value in &self.values[at..at + count] {
+                    // A code too many is found out here.
+                    let entries = self.symbols.get_mut(filled..filled + span)?;
+                    entries.fill(Symbol::of(value, length, self.dc));
+                    filled += span;
+                }
+            }
+            (code, at) = (code + count as u32, at + count);
+            // The code of all ones is reserved (T.81, C.2).
+            if count > 0 && code >= 1 << length {
+                return None;
+            }
+            self.limit[length as usize] = code << (16 - length);
+            code <<= 1;
+        }
+        self.symbols[filled..].fill(Symbol::LONG);
+        Some(())
+    }
+
+    /// Makes pairs of the symbols.
+    #[inline(always)]
+    fn pair(&mut self) {
+        // From the last on: the bits behind a code are shifted up, to an index that is mostly larger... so singles first.
+        let mut singles = [Pair::LONG; 1 << LOOKUP];
+        for (index, (single, &symbol)) in singles.iter_mut().zip(&self.symbols).enumerate() {
+            *single = Pair::single(symbol, index);
+        }
+        for (index, pair) in self.pairs.iter_mut().enumerate() {
+            let first = singles[index];
+            let second = singles[index << first.length() & ((1 << LOOKUP) - 1)];
+            let fits =
+                first.is_whole() && !first.is_end() && second.is_whole() && first.length() + second.length() <= LOOKUP;
+            *pair = if fits { first.and(second) } else { first };
+        }
+    }
+
+    /// The symbol at the start of `bits`.
+    #[inline(always)]
+    pub fn symbol(&self, bits: u64) -> Option<Symbol> {
+        let symbol = self.symbols[(bits >> (64 - LOOKUP)) as usize];
+        if symbol.is_long() {
+            self.long(bits)
+        } else {
+            Some(symbol)
+        }
+    }
+
+    /// The symbols at the start of `bits`, by one look-up; of an AC table.
+    #[inline(always)]
+    pub fn pair_at(&self, bits: u64) -> Pair {
+        self.pairs[(bits >> (64 - LOOKUP)) as usize]
+    }
+
+    /// A symbol whose code is longer than a look-up; `None` if no code begins like this.
+    #[cold]
+    #[inline(never)]
+    fn long(&self, bits: u64) -> Option<Symbol> {
+        let next = (bits >> 48) as u32;
+        let length = (LOOKUP + 1..=16).find(|&l| next < self.limit[l as usize])?;
+        let index = (next >> (16 - length)) as i32 + self.offset[length as usize];
+        let value = *self.values.get(usize::try_from(index).ok()?)?;
+        Some(Symbol::of(value, length, self.dc))
+    }
+}
