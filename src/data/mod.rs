@@ -4,7 +4,7 @@ pub mod codec;
 pub mod dataset;
 pub mod error;
 pub mod ingest;
-mod jpeg;
+pub mod jpeg;
 pub mod manifest;
 pub mod options;
 pub mod region;
