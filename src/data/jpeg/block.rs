@@ -17,8 +17,10 @@ pub const NATURAL: [u8; 64] = [
     58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
 ];
 
-/// Room for a block: 64 coefficients, and places past them that any byte finds.
-pub type Room = [i16; 256];
+/// Room for a block: 64 coefficients, and behind them places that any byte finds; only the first of them is written to.
+pub type Room = [i16; ROOM];
+/// Its length.
+pub const ROOM: usize = 256;
 
 /// [`NATURAL`], and behind it the place past the block.
 const PLACES: [u8; 128] = {
@@ -69,19 +71,19 @@ fn walk<const KEEP: bool>(bits: &mut Bits, table: &Table, room: &mut Room) -> Re
     let mut at = 0;
     'refill: loop {
         bits.refill()?;
-        for look in 0..3 {
-            // A look-up takes at most 26 bits, seldom more than 11: two are sure after a refill, the third nearly always.
-            if look == 2 && bits.valid() < 26 {
+        // A look-up takes 11 bits: five are sure. Where values that are not in the table are passed over unread it may take 26, so
+        // that two are sure, and the third nearly always.
+        for look in 0..if KEEP { 5 } else { 3 } {
+            if !KEEP && look == 2 && bits.valid() < 26 {
                 continue 'refill;
             }
-            let here = bits.peek();
-            let pair = table.pair_at(here);
+            let pair = table.pair_at(bits.peek());
             let (first, second) = (at + pair.first(), at + pair.first() + pair.second());
             if second >= 63 {
                 if pair.ends() && (first < 63 || pair.is_end()) {
                     if KEEP {
                         // Where the first is the end, it is past the block, and its value 0.
-                        room[place(first)] = pair.value(here);
+                        room[place(first)] = pair.value();
                     }
                     bits.skip(pair.length());
                     return Ok(if pair.is_end() { at } else { first });
@@ -92,11 +94,17 @@ fn walk<const KEEP: bool>(bits: &mut Bits, table: &Table, room: &mut Room) -> Re
                 }
                 continue 'refill;
             }
-            if KEEP {
-                room[place(second)] = pair.second_value();
-                room[place(first)] = pair.value(here);
-            }
             at = second;
+            if KEEP {
+                if pair.is_outside() {
+                    bits.refill()?;
+                    room[place(first)] = pair.outside_value(bits.peek());
+                    bits.skip(pair.length());
+                    continue 'refill;
+                }
+                room[place(second)] = pair.second_value();
+                room[place(first)] = pair.value();
+            }
             bits.skip(pair.length());
         }
     }

@@ -4,9 +4,12 @@
 //! Invariant: a table that has no prefix code, or uses the code of all ones, is refused (as zune-jpeg does); every entry
 //! is defined, so a look-up cannot fail: codes that are too long or not in the table lead to [`Table::long`].
 
-/// Bits that are looked up at once. A coefficient of a photograph takes 5.7 on average: two often fit. With 12 the two AC
-/// tables would fill a level-1 cache of 32 KiB.
+/// Bits that are looked up at once for a pair. A coefficient of a photograph takes 5.7 on average: two often fit. With 12 the two
+/// AC tables would fill a level-1 cache of 32 KiB.
 pub const LOOKUP: u32 = 11;
+
+/// Bits that are looked up at once for a single symbol. DC codes are hardly ever longer, and the cache is short.
+const SHORT: u32 = 9;
 
 /// An advance past any position of a block: its end, or something that needs a longer look.
 const PAST: u32 = 63;
@@ -19,7 +22,7 @@ const PAST: u32 = 63;
 pub struct Symbol(u16);
 
 impl Symbol {
-    /// A code longer than [`LOOKUP`] bits, or none.
+    /// A code longer than [`SHORT`] bits, or none.
     const LONG: Self = Self(0);
 
     fn of(symbol: u8, code_length: u32, dc: bool) -> Self {
@@ -83,18 +86,15 @@ impl Pair {
     const LONG: Self = Self(PAST << 13);
     const OUTSIDE: i32 = -64;
 
-    /// The symbol of `index` alone.
+    /// A symbol alone, whose value is `value` if that is there.
     #[inline(always)]
-    fn single(symbol: Symbol, index: usize) -> Self {
-        if symbol.is_long() {
-            return Self::LONG;
-        }
+    fn single(symbol: Symbol, value: Option<i32>) -> Self {
         let advance = symbol.advance() as u32;
         if symbol.is_end() {
             return Self(PAST << 19 | advance << 13 | symbol.length());
         }
-        let (value, size) = match symbol.value((index as u64) << (64 - LOOKUP)) {
-            value @ -63..=63 if symbol.length() <= LOOKUP => (value, 0),
+        let (value, size) = match value {
+            Some(value @ -63..=63) => (value, 0),
             _ => (Self::OUTSIDE, symbol.size()),
         };
         Self((value as u32) << 25 | advance << 13 | size << 6 | symbol.length())
@@ -103,7 +103,7 @@ impl Pair {
     /// All of its bits were looked up, and the value is in the table.
     #[inline(always)]
     fn is_whole(self) -> bool {
-        !self.is_long() && self.0 as i32 >> 25 != Self::OUTSIDE
+        !self.is_long() && !self.is_outside()
     }
 
     /// This one and `second` behind it.
@@ -137,20 +137,22 @@ impl Pair {
         (self.0 >> 19 & 63) as usize
     }
 
-    /// Value of the first, where it is at the start of `bits`.
+    /// The value, of one symbol, is not in the table.
     #[inline(always)]
-    pub fn value(self, bits: u64) -> i16 {
-        let value = self.0 as i32 >> 25;
-        if value == Self::OUTSIDE {
-            self.read(bits)
-        } else {
-            value as i16
-        }
+    pub fn is_outside(self) -> bool {
+        self.0 as i32 >> 25 == Self::OUTSIDE
     }
 
-    #[cold]
-    fn read(self, bits: u64) -> i16 {
+    /// That value, where the code is at the start of `bits`.
+    #[inline(always)]
+    pub fn outside_value(self, bits: u64) -> i16 {
         extend(bits, self.length(), self.0 >> 6 & 15) as i16
+    }
+
+    /// Value of the first, if it is not outside.
+    #[inline(always)]
+    pub fn value(self) -> i16 {
+        (self.0 as i32 >> 25) as i16
     }
 
     /// Value of the second.
@@ -172,6 +174,22 @@ impl Pair {
     }
 }
 
+/// Fills the entries of one code, which all begin with it: a stretch for each value that the bits behind it may have.
+#[inline(always)]
+fn singles(symbol: Symbol, length: u32, entries: &mut [Pair]) {
+    let size = symbol.size();
+    if length + size > LOOKUP {
+        return entries.fill(Pair::single(symbol, None));
+    }
+    let half = 1i32 << size >> 1;
+    for (raw, entries) in entries.chunks_exact_mut(1 << (LOOKUP - length - size)).enumerate() {
+        let raw = raw as i32;
+        // EXTEND, as below.
+        let value = if raw < half { raw + 1 - 2 * half } else { raw };
+        entries.fill(Pair::single(symbol, Some(value)));
+    }
+}
+
 /// The value of `size` bits at the end of the first `length` of `bits` (T.81 F.12, EXTEND); 0 for no bits.
 #[inline(always)]
 fn extend(bits: u64, length: u32, size: u32) -> i32 {
@@ -185,7 +203,7 @@ fn extend(bits: u64, length: u32, size: u32) -> i32 {
 /// One table, for DC or AC values.
 #[derive(Clone, Debug)]
 pub struct Table {
-    symbols: [Symbol; 1 << LOOKUP],
+    symbols: [Symbol; 1 << SHORT],
     /// For AC only.
     pairs: [Pair; 1 << LOOKUP],
     /// A code of `l` bits, left-aligned in 16, is below `limit[l]`.
@@ -202,7 +220,7 @@ pub struct Table {
 impl Default for Table {
     fn default() -> Self {
         Self {
-            symbols: [Symbol::LONG; 1 << LOOKUP],
+            symbols: [Symbol::LONG; 1 << SHORT],
             pairs: [Pair::LONG; 1 << LOOKUP],
             limit: [0; 17],
             offset: [0; 17],
@@ -231,7 +249,7 @@ impl Table {
         }
         self.values[..total].copy_from_slice(values);
         (self.counts, self.dc) = (*counts, dc);
-        self.number()?;
+        self.fill()?;
         if !dc {
             self.pair();
         }
@@ -239,55 +257,54 @@ impl Table {
         Some(())
     }
 
-    /// Gives every value its code (T.81, annex C), in the look-up table or behind it.
+    /// Gives every value its code (T.81, annex C), in the look-up tables or behind them.
     #[inline(always)]
-    fn number(&mut self) -> Option<()> {
-        let (mut code, mut at, mut filled) = (0u32, 0usize, 0usize);
+    fn fill(&mut self) -> Option<()> {
+        self.symbols.fill(Symbol::LONG);
+        self.pairs.fill(Pair::LONG);
+        let (mut code, mut at) = (0usize, 0usize);
         for length in 1..=16u32 {
             let count = usize::from(self.counts[length as usize - 1]);
             self.offset[length as usize] = at as i32 - code as i32;
-            if length <= LOOKUP {
-                let span = 1usize << (LOOKUP - length);
-                for &value in &self.values[at..at + count] {
-                    // A code too many is found out here.
-                    let entries = self.symbols.get_mut(filled..filled + span)?;
-                    entries.fill(Symbol::of(value, length, self.dc));
-                    filled += span;
-                }
-            }
-            (code, at) = (code + count as u32, at + count);
-            // The code of all ones is reserved (T.81, C.2).
-            if count > 0 && code >= 1 << length {
+            // The code of all ones is reserved (T.81, C.2); more codes than there are run into it.
+            if count > 0 && code + count >= 1 << length {
                 return None;
             }
-            self.limit[length as usize] = code << (16 - length);
+            for _ in 0..count {
+                let symbol = Symbol::of(self.values[at], length, self.dc);
+                if length <= SHORT {
+                    let span = 1 << (SHORT - length);
+                    self.symbols[code * span..][..span].fill(symbol);
+                }
+                if length <= LOOKUP && !self.dc {
+                    let span = 1 << (LOOKUP - length);
+                    singles(symbol, length, &mut self.pairs[code * span..][..span]);
+                }
+                (code, at) = (code + 1, at + 1);
+            }
+            self.limit[length as usize] = (code as u32) << (16 - length);
             code <<= 1;
         }
-        self.symbols[filled..].fill(Symbol::LONG);
         Some(())
     }
 
-    /// Makes pairs of the symbols.
+    /// Makes pairs of the singles.
     #[inline(always)]
     fn pair(&mut self) {
-        // From the last on: the bits behind a code are shifted up, to an index that is mostly larger... so singles first.
-        let mut singles = [Pair::LONG; 1 << LOOKUP];
-        for (index, (single, &symbol)) in singles.iter_mut().zip(&self.symbols).enumerate() {
-            *single = Pair::single(symbol, index);
-        }
+        let singles = self.pairs;
         for (index, pair) in self.pairs.iter_mut().enumerate() {
-            let first = singles[index];
-            let second = singles[index << first.length() & ((1 << LOOKUP) - 1)];
-            let fits =
-                first.is_whole() && !first.is_end() && second.is_whole() && first.length() + second.length() <= LOOKUP;
-            *pair = if fits { first.and(second) } else { first };
+            let second = singles[index << pair.length() & ((1 << LOOKUP) - 1)];
+            let both = pair.is_whole() && !pair.is_end() && second.is_whole();
+            if both && pair.length() + second.length() <= LOOKUP {
+                *pair = pair.and(second);
+            }
         }
     }
 
     /// The symbol at the start of `bits`.
     #[inline(always)]
     pub fn symbol(&self, bits: u64) -> Option<Symbol> {
-        let symbol = self.symbols[(bits >> (64 - LOOKUP)) as usize];
+        let symbol = self.symbols[(bits >> (64 - SHORT)) as usize];
         if symbol.is_long() {
             self.long(bits)
         } else {
@@ -301,12 +318,12 @@ impl Table {
         self.pairs[(bits >> (64 - LOOKUP)) as usize]
     }
 
-    /// A symbol whose code is longer than a look-up; `None` if no code begins like this.
+    /// A symbol whose code is longer than [`SHORT`]; `None` if no code begins like this.
     #[cold]
     #[inline(never)]
     fn long(&self, bits: u64) -> Option<Symbol> {
         let next = (bits >> 48) as u32;
-        let length = (LOOKUP + 1..=16).find(|&l| next < self.limit[l as usize])?;
+        let length = (SHORT + 1..=16).find(|&l| next < self.limit[l as usize])?;
         let index = (next >> (16 - length)) as i32 + self.offset[length as usize];
         let value = *self.values.get(usize::try_from(index).ok()?)?;
         Some(Symbol::of(value, length, self.dc))

@@ -5,7 +5,7 @@
 
 use super::Fault;
 use super::bits::{Bits, Stream};
-use super::block::{self, Room};
+use super::block::{self, ROOM};
 use super::frame::Frame;
 use super::huffman::Table;
 use super::idct;
@@ -56,6 +56,8 @@ struct Component<'a> {
     steps: &'a [i32; 64],
     /// Blocks in a MCU, across and down.
     blocks: [usize; 2],
+    /// The largest DC value.
+    most: u32,
 }
 
 /// The state of entropy decoding.
@@ -71,8 +73,15 @@ struct Scan<'a> {
     count: usize,
     /// The last DC value of each component.
     dc: [i32; 3],
-    room: Room,
+    /// Blocks in a MCU.
+    blocks: usize,
+    /// Coefficients that are read and not transformed yet: so long that loads do not wait for the stores before them.
+    batch: [i16; 64 * BATCH + ROOM],
+    last: [u8; BATCH],
 }
+
+/// Blocks that are read before they are transformed.
+const BATCH: usize = 24;
 
 impl<'a> Scan<'a> {
     #[inline(always)]
@@ -82,6 +91,8 @@ impl<'a> Scan<'a> {
             ac: &frame.huffman[1][frame.tables[n][1]],
             steps: &frame.quantisation[n],
             blocks: frame.blocks(n),
+            // Beyond this no encoder goes, and decoders part ways.
+            most: 32767.min(65535 / frame.quantisation[n][0].max(1) as u32),
         };
         let interval = if frame.restart == 0 { usize::MAX } else { frame.restart };
         Self {
@@ -94,7 +105,9 @@ impl<'a> Scan<'a> {
             components: [component(0), component(1), component(2)],
             count: frame.components,
             dc: [0; 3],
-            room: [0; _],
+            blocks: (0..frame.components).map(|n| frame.blocks(n)[0] * frame.blocks(n)[1]).sum(),
+            batch: [0; _],
+            last: [0; _],
         }
     }
 
@@ -142,48 +155,76 @@ impl<'a> Scan<'a> {
     /// Reads `mcus` MCUs into the strips.
     #[inline(always)]
     fn keep(&mut self, mcus: usize, strips: &mut Strips) -> Result<(), Fault> {
+        let group = BATCH / self.blocks;
         let mut done = 0;
         while done < mcus {
             let stretch = self.stretch(mcus - done)?;
-            let mut bits = self.bits;
-            for mcu in done..done + stretch {
-                for n in 0..self.count {
-                    let [h, v] = self.components[n].blocks;
-                    for y in 0..v {
-                        for x in 0..h {
-                            let samples = self.block(&mut bits, n)?;
-                            strips.put(n, mcu, [x, y], &samples);
-                        }
-                    }
-                }
+            let end = done + stretch;
+            while done < end {
+                let next = end.min(done + group);
+                self.read(next - done)?;
+                self.transform(done, next, strips);
+                done = next;
             }
-            self.bits = bits;
-            done += stretch;
         }
         Ok(())
     }
 
-    /// The samples of the next block, of component `n`.
+    /// Reads the coefficients of `mcus` MCUs.
     #[inline(always)]
-    fn block(&mut self, bits: &mut Bits, n: usize) -> Result<[[u8; 8]; 8], Fault> {
-        let Component { dc, ac, steps, .. } = self.components[n];
-        let last = block::read(bits, dc, ac, &mut self.dc[n], &mut self.room).map_err(|fault| bits.blame(fault))?;
-        let dc = self.dc[n];
-        // Beyond this no encoder goes, and decoders part ways.
-        if dc.unsigned_abs() > 32767 || (dc * steps[0]).unsigned_abs() > 65535 {
-            return Err(Fault::Unusual);
+    fn read(&mut self, mcus: usize) -> Result<(), Fault> {
+        let mut bits = self.bits;
+        let mut index = 0;
+        for _ in 0..mcus {
+            for n in 0..self.count {
+                let Component { dc, ac, blocks, most, .. } = self.components[n];
+                for _ in 0..blocks[0] * blocks[1] {
+                    let room = self.batch[64 * index..].first_chunk_mut().expect("room for a batch");
+                    let last = block::read(&mut bits, dc, ac, &mut self.dc[n], room);
+                    let last = last.map_err(|fault| bits.blame(fault))?;
+                    if self.dc[n].unsigned_abs() > most {
+                        return Err(Fault::Unusual);
+                    }
+                    self.last[index] = last as u8;
+                    index += 1;
+                }
+            }
         }
+        self.bits = bits;
+        Ok(())
+    }
+
+    /// Turns the batch into samples: MCUs `from..to` of the strips.
+    #[inline(always)]
+    fn transform(&mut self, from: usize, to: usize, strips: &mut Strips) {
+        let mut index = 0;
+        for mcu in from..to {
+            for n in 0..self.count {
+                let Component { steps, blocks: [h, v], .. } = self.components[n];
+                for y in 0..v {
+                    for x in 0..h {
+                        let coefficients = self.batch[64 * index..].first_chunk().expect("a batch");
+                        let samples = self.samples(coefficients, self.last[index], steps);
+                        strips.put(n, mcu, [x, y], &samples);
+                        index += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn samples(&self, coefficients: &[i16; 64], last: u8, steps: &[i32; 64]) -> [[u8; 8]; 8] {
         if last == 0 {
-            return Ok([[idct::flat(dc, steps[0]); 8]; 8]);
+            return [[idct::flat(coefficients[0].into(), steps[0]); 8]; 8];
         }
-        let coefficients = self.room.first_chunk().expect("64 of 256");
-        Ok(match self.cpu {
+        match self.cpu {
             // The first ten positions lie in the first four rows and columns.
             #[cfg(target_arch = "x86_64")]
             Some(cpu) if last < 10 => idct_avx2::corner(cpu, coefficients, steps),
             #[cfg(target_arch = "x86_64")]
             Some(cpu) => idct_avx2::block(cpu, coefficients, steps),
             _ => idct::block(coefficients, steps),
-        })
+        }
     }
 }

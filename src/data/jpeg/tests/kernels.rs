@@ -189,7 +189,8 @@ proptest! {
                 continue;
             }
             prop_assert_eq!(pair.first(), symbol.advance());
-            prop_assert_eq!(i32::from(pair.value(bits)), extended as i16 as i32);
+            let value = if pair.is_outside() { pair.outside_value(bits) } else { pair.value() };
+            prop_assert_eq!(i32::from(value), extended);
             if pair.length() > symbol.length() {
                 let next = bits << symbol.length();
                 let second = table.symbol(next).unwrap();
