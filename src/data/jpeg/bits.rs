@@ -71,7 +71,7 @@ impl Stream {
     /// How many whole bytes follow the ones that `bits` has read, those of later segments included.
     pub fn left(&self, bits: Bits) -> usize {
         let data = self.bytes.len() - PADDING;
-        (data + bits.count as usize / 8).saturating_sub(bits.next)
+        (data + bits.valid() as usize / 8).saturating_sub(bits.next)
     }
 
     /// The bits of segment `n`.
@@ -95,6 +95,7 @@ pub struct Bits<'a> {
     next: usize,
     end: usize,
     window: u64,
+    /// Modulo 64.
     count: u32,
 }
 
@@ -103,8 +104,8 @@ impl Bits<'_> {
     #[inline(always)]
     pub fn refill(&mut self) -> Result<(), Fault> {
         let bytes = self.bytes[self.next..].first_chunk().ok_or(Fault::Truncated)?;
-        self.window |= u64::from_be_bytes(*bytes) >> self.count;
-        self.next += (63 - self.count as usize) >> 3;
+        self.window |= u64::from_be_bytes(*bytes) >> (self.count & 63);
+        self.next += (!self.count >> 3 & 7) as usize;
         self.count |= 56;
         Ok(())
     }
@@ -118,19 +119,20 @@ impl Bits<'_> {
     /// How many bits are valid.
     #[inline(always)]
     pub fn valid(&self) -> u32 {
-        self.count
+        self.count & 63
     }
 
-    /// Goes on by `length` bits, less than 64 and not more than are valid.
+    /// Goes on by the lowest six bits of `length`, not more than are valid. What is above them may be anything: each
+    /// shift would mask them in any case, and one more step here would be one for every look-up.
     #[inline(always)]
     pub fn skip(&mut self, length: u32) {
         self.window <<= length & 63;
-        self.count -= length;
+        self.count = self.count.wrapping_sub(length);
     }
 
     /// How many whole bytes of the segment were not read; `None` if bits were read that are not the segment's.
     pub fn left(&self) -> Option<usize> {
-        let bits = (self.end * 8) as i64 - (self.next * 8) as i64 + i64::from(self.count);
+        let bits = (self.end * 8) as i64 - (self.next * 8) as i64 + i64::from(self.valid());
         usize::try_from(bits).ok().map(|bits| bits / 8)
     }
 

@@ -39,7 +39,7 @@ fn difference(bits: &mut Bits, table: &Table, dc: &mut i32) -> Result<(), Fault>
     bits.refill()?;
     let symbol = table.symbol(bits.peek()).ok_or(Fault::Unusual)?;
     *dc = dc.wrapping_add(symbol.value(bits.peek()));
-    bits.skip(symbol.length());
+    bits.skip(symbol.raw());
     Ok(())
 }
 
@@ -85,7 +85,7 @@ fn walk<const KEEP: bool>(bits: &mut Bits, table: &Table, room: &mut Room) -> Re
                         // Where the first is the end, it is past the block, and its value 0.
                         room[place(first)] = pair.value();
                     }
-                    bits.skip(pair.length());
+                    bits.skip(pair.raw());
                     return Ok(if pair.is_end() { at } else { first });
                 }
                 match step::<KEEP>(bits, table, at, room)? {
@@ -99,13 +99,13 @@ fn walk<const KEEP: bool>(bits: &mut Bits, table: &Table, room: &mut Room) -> Re
                 if pair.is_outside() {
                     bits.refill()?;
                     room[place(first)] = pair.outside_value(bits.peek());
-                    bits.skip(pair.length());
+                    bits.skip(pair.raw());
                     continue 'refill;
                 }
                 room[place(second)] = pair.second_value();
                 room[place(first)] = pair.value();
             }
-            bits.skip(pair.length());
+            bits.skip(pair.raw());
         }
     }
 }
@@ -124,7 +124,7 @@ fn step<const KEEP: bool>(bits: &mut Bits, table: &Table, at: usize, room: &mut 
     bits.refill()?;
     let here = bits.peek();
     let symbol = table.symbol(here).ok_or(Fault::Unusual)?;
-    bits.skip(symbol.length());
+    bits.skip(symbol.raw());
     if symbol.is_end() {
         return Ok(Step::End(at));
     }

@@ -36,6 +36,12 @@ impl Symbol {
         Self(advance << 10 | size << 6 | (code_length as u16 + size))
     }
 
+    /// All of it, with the length in the lowest six bits.
+    #[inline(always)]
+    pub fn raw(self) -> u32 {
+        self.0.into()
+    }
+
     /// Bits of the code and of the value, 1..=31; 0 if the code is long.
     #[inline(always)]
     pub fn length(self) -> u32 {
@@ -117,6 +123,12 @@ impl Pair {
     #[inline(always)]
     fn is_long(self) -> bool {
         self.length() == 0
+    }
+
+    /// All of it, with the length in the lowest six bits.
+    #[inline(always)]
+    pub fn raw(self) -> u32 {
+        self.0
     }
 
     /// Bits of all; 0 for a long code.

@@ -13,8 +13,9 @@ use crate::data::simd::Avx2;
 /// Samples of one component: a row of MCUs, and above it the last row of the one before.
 #[derive(Debug, Default)]
 struct Strip {
-    samples: Vec<u8>,
-    /// Samples in a row.
+    /// In units of eight, the width of a block: each is found with one check.
+    units: Vec<[u8; 8]>,
+    /// Units in a row.
     stride: usize,
     /// Rows in a row of MCUs.
     rows: usize,
@@ -25,7 +26,7 @@ impl Strip {
     #[inline(always)]
     fn row(&self, y: usize, mcu: usize) -> &[u8] {
         let start = (1 + y - mcu * self.rows) * self.stride;
-        &self.samples[start..][..self.stride]
+        self.units[start..][..self.stride].as_flattened()
     }
 }
 
@@ -81,8 +82,8 @@ impl Strips {
         let mcus = need.columns[1] - need.columns[0];
         for (n, strip) in self.components.iter_mut().enumerate() {
             let [h, v] = frame.blocks(n);
-            (strip.stride, strip.rows) = (8 * h * mcus, 8 * v);
-            strip.samples.resize(strip.stride * (strip.rows + 1), 0);
+            (strip.stride, strip.rows) = (h * mcus, 8 * v);
+            strip.units.resize(strip.stride * (strip.rows + 1), [0; 8]);
         }
         self.blended.resize(8 * mcus + 2, 0);
         self.wide.iter_mut().for_each(|row| row.resize(16 * mcus, 0));
@@ -93,9 +94,9 @@ impl Strips {
     pub fn put(&mut self, n: usize, mcu: usize, [x, y]: [usize; 2], block: &[[u8; 8]; 8]) {
         let strip = &mut self.components[n];
         let h = if n == 0 { self.luma[0] } else { 1 };
-        let start = (1 + 8 * y) * strip.stride + 8 * (h * mcu + x);
+        let (start, stride) = ((1 + 8 * y) * strip.stride + h * mcu + x, strip.stride);
         for (i, row) in block.iter().enumerate() {
-            strip.samples[start + i * strip.stride..][..8].copy_from_slice(row);
+            strip.units[start + i * stride] = *row;
         }
     }
 
@@ -114,7 +115,7 @@ impl Strips {
         }
         if lag == 1 {
             for strip in &mut self.components[..self.count] {
-                strip.samples.copy_within(strip.rows * strip.stride.., 0);
+                strip.units.copy_within(strip.rows * strip.stride.., 0);
             }
         }
     }
