@@ -70,17 +70,15 @@ impl Stream {
 
     /// How many whole bytes follow the ones that `bits` has read, those of later segments included.
     pub fn left(&self, bits: Bits) -> usize {
-        let data = self.bytes.len() - PADDING;
-        (data + bits.valid() as usize / 8).saturating_sub(bits.next)
+        (bits.rest.len() + bits.valid() as usize / 8).saturating_sub(PADDING)
     }
 
     /// The bits of segment `n`.
     pub fn segment(&self, n: usize) -> Bits<'_> {
         let start = if n == 0 { 0 } else { self.ends[n - 1] };
         Bits {
-            bytes: &self.bytes,
-            next: start,
-            end: self.ends[n],
+            rest: &self.bytes[start..],
+            beyond: self.bytes.len() - self.ends[n],
             window: 0,
             count: 0,
         }
@@ -90,10 +88,10 @@ impl Stream {
 /// A reader. The highest `count` bits of `window` are the next bits of the data.
 #[derive(Clone, Copy)]
 pub struct Bits<'a> {
-    bytes: &'a [u8],
-    /// First byte that is not counted in `count`.
-    next: usize,
-    end: usize,
+    /// The bytes that are not counted in `count`, to the end of the stream.
+    rest: &'a [u8],
+    /// How many of them are behind the segment.
+    beyond: usize,
     window: u64,
     /// Modulo 64.
     count: u32,
@@ -103,9 +101,9 @@ impl Bits<'_> {
     /// Makes at least 56 bits valid; a fault well past the end of the data.
     #[inline(always)]
     pub fn refill(&mut self) -> Result<(), Fault> {
-        let bytes = self.bytes[self.next..].first_chunk().ok_or(Fault::Truncated)?;
+        let bytes = self.rest.first_chunk().ok_or(Fault::Truncated)?;
         self.window |= u64::from_be_bytes(*bytes) >> (self.count & 63);
-        self.next += (!self.count >> 3 & 7) as usize;
+        self.rest = &self.rest[(!self.count >> 3 & 7) as usize..];
         self.count |= 56;
         Ok(())
     }
@@ -132,7 +130,7 @@ impl Bits<'_> {
 
     /// How many whole bytes of the segment were not read; `None` if bits were read that are not the segment's.
     pub fn left(&self) -> Option<usize> {
-        let bits = (self.end * 8) as i64 - (self.next * 8) as i64 + i64::from(self.valid());
+        let bits = (self.rest.len() * 8) as i64 - (self.beyond * 8) as i64 + i64::from(self.valid());
         usize::try_from(bits).ok().map(|bits| bits / 8)
     }
 

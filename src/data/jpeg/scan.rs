@@ -105,7 +105,9 @@ impl<'a> Scan<'a> {
             components: [component(0), component(1), component(2)],
             count: frame.components,
             dc: [0; 3],
-            blocks: (0..frame.components).map(|n| frame.blocks(n)[0] * frame.blocks(n)[1]).sum(),
+            blocks: (0..frame.components)
+                .map(|n| frame.blocks(n)[0] * frame.blocks(n)[1])
+                .sum(),
             batch: [0; _],
             last: [0; _],
         }
@@ -177,7 +179,9 @@ impl<'a> Scan<'a> {
         let mut index = 0;
         for _ in 0..mcus {
             for n in 0..self.count {
-                let Component { dc, ac, blocks, most, .. } = self.components[n];
+                let Component {
+                    dc, ac, blocks, most, ..
+                } = self.components[n];
                 for _ in 0..blocks[0] * blocks[1] {
                     let room = self.batch[64 * index..].first_chunk_mut().expect("room for a batch");
                     let last = block::read(&mut bits, dc, ac, &mut self.dc[n], room);
@@ -200,7 +204,9 @@ impl<'a> Scan<'a> {
         let mut index = 0;
         for mcu in from..to {
             for n in 0..self.count {
-                let Component { steps, blocks: [h, v], .. } = self.components[n];
+                let Component {
+                    steps, blocks: [h, v], ..
+                } = self.components[n];
                 for y in 0..v {
                     for x in 0..h {
                         let coefficients = self.batch[64 * index..].first_chunk().expect("a batch");

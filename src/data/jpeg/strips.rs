@@ -94,9 +94,11 @@ impl Strips {
     pub fn put(&mut self, n: usize, mcu: usize, [x, y]: [usize; 2], block: &[[u8; 8]; 8]) {
         let strip = &mut self.components[n];
         let h = if n == 0 { self.luma[0] } else { 1 };
-        let (start, stride) = ((1 + 8 * y) * strip.stride + h * mcu + x, strip.stride);
-        for (i, row) in block.iter().enumerate() {
-            strip.units[start + i * stride] = *row;
+        let units = &mut strip.units[(1 + 8 * y) * strip.stride + h * mcu + x..];
+        let mut at = 0;
+        for row in block {
+            units[at] = *row;
+            at += strip.stride;
         }
     }
 
