@@ -80,13 +80,12 @@ fn walk<const KEEP: bool>(bits: &mut Bits, table: &Table, room: &mut Room) -> Re
             let pair = table.pair_at(bits.peek());
             let (first, second) = (at + pair.first(), at + pair.first() + pair.second());
             if second >= 63 {
-                if pair.ends() && (first < 63 || pair.is_end()) {
+                if pair.ends() && first < 63 {
                     if KEEP {
-                        // Where the first is the end, it is past the block, and its value 0.
-                        room[place(first)] = pair.value();
+                        room[place(first + pair.alone())] = pair.value();
                     }
                     bits.skip(pair.raw());
-                    return Ok(if pair.is_end() { at } else { first });
+                    return Ok(first);
                 }
                 match step::<KEEP>(bits, table, at, room)? {
                     Step::On(next) => at = next,

@@ -83,22 +83,23 @@ impl Symbol {
 ///
 /// Without a second, its advance and value are 0: written before the first, it does no harm. A value that is not in the table
 /// (outside -63..=63, or with bits beyond those that are looked up) is marked by -64, with its size in place of the second
-/// value. The end of a block has an advance of [`PAST`]; as the first, both have it. A long code has length 0 and is past
-/// the block too.
+/// value. The end of a block is a second with an advance of [`PAST`]; behind no first it has a value of [`Pair::ALONE`]. A long code has
+/// length 0 and is past the block too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pair(u32);
 
 impl Pair {
     const LONG: Self = Self(PAST << 13);
     const OUTSIDE: i32 = -64;
+    const ALONE: u32 = 64;
 
     /// A symbol alone, whose value is `value` if that is there.
     #[inline(always)]
     fn single(symbol: Symbol, value: Option<i32>) -> Self {
-        let advance = symbol.advance() as u32;
         if symbol.is_end() {
-            return Self(PAST << 19 | advance << 13 | symbol.length());
+            return Self(PAST << 19 | Self::ALONE << 6 | symbol.length());
         }
+        let advance = symbol.advance() as u32;
         let (value, size) = match value {
             Some(value @ -63..=63) => (value, 0),
             _ => (Self::OUTSIDE, symbol.size()),
@@ -115,9 +116,12 @@ impl Pair {
     /// This one and `second` behind it.
     #[inline(always)]
     fn and(self, second: Self) -> Self {
-        let moved = second.0 & (PAST << 13);
-        let value = second.0 >> 25;
-        Self(self.0 + (moved << 6) + (value << 6) + second.length())
+        let (advance, value) = if second.ends() {
+            (PAST, 0)
+        } else {
+            (second.first() as u32, second.0 >> 25)
+        };
+        Self(self.0 + (advance << 19) + (value << 6) + second.length())
     }
 
     #[inline(always)]
@@ -173,16 +177,16 @@ impl Pair {
         ((self.0 << 19) as i32 >> 25) as i16
     }
 
-    /// The block ends with the first or the second.
+    /// The block ends here, perhaps after the first.
     #[inline(always)]
     pub fn ends(self) -> bool {
         self.second() == PAST as usize
     }
 
-    /// The block ends with the first.
+    /// Of one that ends the block: 0, or 64 if there is no first. The place `first` further on is then past the block.
     #[inline(always)]
-    pub fn is_end(self) -> bool {
-        self.first() == PAST as usize
+    pub fn alone(self) -> usize {
+        (self.0 >> 6 & 127) as usize
     }
 }
 
@@ -306,7 +310,7 @@ impl Table {
         let singles = self.pairs;
         for (index, pair) in self.pairs.iter_mut().enumerate() {
             let second = singles[index << pair.length() & ((1 << LOOKUP) - 1)];
-            let both = pair.is_whole() && !pair.is_end() && second.is_whole();
+            let both = pair.is_whole() && !pair.ends() && second.is_whole();
             if both && pair.length() + second.length() <= LOOKUP {
                 *pair = pair.and(second);
             }

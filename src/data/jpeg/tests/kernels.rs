@@ -178,16 +178,17 @@ proptest! {
             let raw = ((bits << length) as u128 >> (64 - size)) as i32;
             let extended = if size > 0 && raw < 1 << (size - 1) { raw + (-1 << size) + 1 } else { raw };
             prop_assert_eq!(symbol.value(bits), extended);
-            if symbol.is_end() {
-                continue;
-            }
-            prop_assert_eq!(symbol.advance() as u32, run + 1);
             // The pair begins with this symbol, or leaves it to `symbol`; what it adds is the next one.
             let pair = table.pair_at(bits);
             if pair.length() == 0 {
                 prop_assert!(length > LOOKUP);
                 continue;
             }
+            if symbol.is_end() {
+                prop_assert_eq!((pair.ends(), pair.first(), pair.alone(), pair.value()), (true, 0, 64, 0));
+                continue;
+            }
+            prop_assert_eq!(symbol.advance() as u32, run + 1);
             prop_assert_eq!(pair.first(), symbol.advance());
             let value = if pair.is_outside() { pair.outside_value(bits) } else { pair.value() };
             prop_assert_eq!(i32::from(value), extended);
@@ -197,6 +198,7 @@ proptest! {
                 prop_assert_eq!(pair.length(), symbol.length() + second.length());
                 prop_assert_eq!(pair.second(), second.advance());
                 prop_assert_eq!(i32::from(pair.second_value()), second.value(next));
+                prop_assert_eq!(pair.ends(), second.is_end());
             } else {
                 prop_assert_eq!(pair.second(), 0);
             }
