@@ -12,13 +12,15 @@ pub fn blend_rows(row: &[u8], near: &[u8], out: &mut [u8]) {
     }
 }
 
-/// Doubles a row: `row` is padded by one sample on either side, `out` has twice the samples of the rest.
+/// Doubles a row, each sample blended with the nearest of its neighbours, those at the ends with themselves. `padded` is room for the
+/// row and one more sample on either side.
 #[inline(always)]
-pub fn widen(row: &[u8], out: &mut [u8]) {
-    let pairs = out.as_chunks_mut::<2>().0;
-    let n = pairs.len();
-    let (left, middle, right) = (&row[..n], &row[1..=n], &row[2..n + 2]);
-    for (((pair, &a), &b), &c) in pairs.iter_mut().zip(left).zip(middle).zip(right) {
+pub fn widen(row: &[u8], padded: &mut [u8], out: &mut [u8]) {
+    let n = row.len();
+    padded[1..=n].copy_from_slice(row);
+    (padded[0], padded[n + 1]) = (row[0], row[n - 1]);
+    let (left, right) = (&padded[..n], &padded[2..n + 2]);
+    for (((pair, &b), &a), &c) in out.as_chunks_mut::<2>().0.iter_mut().zip(row).zip(left).zip(right) {
         let b = 3 * u16::from(b) + 2;
         *pair = [((b + u16::from(a)) >> 2) as u8, ((b + u16::from(c)) >> 2) as u8];
     }

@@ -10,23 +10,33 @@ use super::frame::Frame;
 use crate::data::region::Region;
 use crate::data::simd::Avx2;
 
-/// Samples of one component: a row of MCUs, and above it the last row of the one before.
+/// Samples of one component in a row of MCUs.
 #[derive(Debug, Default)]
 struct Strip {
-    /// In units of eight, the width of a block: each is found with one check.
-    units: Vec<[u8; 8]>,
-    /// Units in a row.
+    /// Block by block: each is one line of the cache, and written at once.
+    blocks: Vec<[[u8; 8]; 8]>,
+    /// Blocks in a row, and rows of them.
     stride: usize,
-    /// Rows in a row of MCUs.
-    rows: usize,
+    height: usize,
+    /// The last row of samples of the row of MCUs before.
+    above: Vec<u8>,
 }
 
 impl Strip {
-    /// Row `y` of the component, while row `mcu` of the MCUs is in.
-    #[inline(always)]
-    fn row(&self, y: usize, mcu: usize) -> &[u8] {
-        let start = (1 + y - mcu * self.rows) * self.stride;
-        self.units[start..][..self.stride].as_flattened()
+    /// Row `y` of the component, while row `mcu` of the MCUs is in. Not inlined: with the instructions of the caller the loop would
+    /// become gathers, which are slower than eight bytes at a time.
+    #[inline(never)]
+    fn row(&self, y: usize, mcu: usize, out: &mut [u8]) {
+        // Counted from the row above.
+        match (1 + y - 8 * self.height * mcu).checked_sub(1) {
+            None => out.copy_from_slice(&self.above),
+            Some(y) => {
+                let blocks = &self.blocks[y / 8 * self.stride..][..self.stride];
+                for (unit, block) in out.as_chunks_mut().0.iter_mut().zip(blocks) {
+                    *unit = block[y % 8];
+                }
+            }
+        }
     }
 }
 
@@ -68,10 +78,12 @@ pub struct Strips {
     mcu_rows: usize,
     need: Need,
     region: Region,
-    /// Chroma rows at luma's resolution.
-    wide: [Vec<u8>; 2],
-    /// A chroma row between the two axes of upsampling, padded by a sample on either side.
-    blended: Vec<u8>,
+    /// A row of each component at luma's resolution.
+    rows: [Vec<u8>; 3],
+    /// Chroma rows before they are wide: one, its nearest, and both in one.
+    narrow: [Vec<u8>; 3],
+    /// Room for one of them and a sample on either side.
+    padded: Vec<u8>,
 }
 
 impl Strips {
@@ -82,11 +94,15 @@ impl Strips {
         let mcus = need.columns[1] - need.columns[0];
         for (n, strip) in self.components.iter_mut().enumerate() {
             let [h, v] = frame.blocks(n);
-            (strip.stride, strip.rows) = (h * mcus, 8 * v);
-            strip.units.resize(strip.stride * (strip.rows + 1), [0; 8]);
+            (strip.stride, strip.height) = (h * mcus, v);
+            strip.blocks.resize(strip.stride * v, [[0; 8]; 8]);
+            strip.above.resize(8 * strip.stride, 0);
         }
-        self.blended.resize(8 * mcus + 2, 0);
-        self.wide.iter_mut().for_each(|row| row.resize(16 * mcus, 0));
+        self.rows
+            .iter_mut()
+            .for_each(|row| row.resize(8 * frame.luma[0] * mcus, 0));
+        self.narrow.iter_mut().for_each(|row| row.resize(8 * mcus, 0));
+        self.padded.resize(8 * mcus + 2, 0);
     }
 
     /// Puts a block in: component `n`, column `mcu` of the strip, block `[x, y]` of the MCU.
@@ -94,12 +110,7 @@ impl Strips {
     pub fn put(&mut self, n: usize, mcu: usize, [x, y]: [usize; 2], block: &[[u8; 8]; 8]) {
         let strip = &mut self.components[n];
         let h = if n == 0 { self.luma[0] } else { 1 };
-        let units = &mut strip.units[(1 + 8 * y) * strip.stride + h * mcu + x..];
-        let mut at = 0;
-        for row in block {
-            units[at] = *row;
-            at += strip.stride;
-        }
+        strip.blocks[y * strip.stride + h * mcu + x] = *block;
     }
 
     /// Writes the rows of pixels that row `mcu` of the MCUs completes, and keeps what the next one needs.
@@ -117,7 +128,10 @@ impl Strips {
         }
         if lag == 1 {
             for strip in &mut self.components[..self.count] {
-                strip.units.copy_within(strip.rows * strip.stride.., 0);
+                let blocks = &strip.blocks[(strip.height - 1) * strip.stride..];
+                for (unit, block) in strip.above.as_chunks_mut().0.iter_mut().zip(blocks) {
+                    *unit = block[7];
+                }
             }
         }
     }
@@ -127,52 +141,59 @@ impl Strips {
     fn row(&mut self, cpu: Option<Avx2>, mcu: usize, y: usize, out: &mut [u8]) {
         let left = self.region.left as usize - self.need.columns[0] * 8 * self.luma[0];
         let part = left..left + self.region.width as usize;
-        let Self {
-            components,
-            wide,
-            blended,
-            ..
-        } = self;
-        let [luma, chroma @ ..] = components;
-        let luma = &luma.row(y, mcu)[part.clone()];
+        let Self { components, rows, .. } = self;
+        let full = if self.luma == [1, 1] { self.count } else { 1 };
+        for (strip, row) in components.iter().zip(rows).take(full) {
+            strip.row(y, mcu, row);
+        }
+        if full < self.count {
+            self.upsample(mcu, y);
+        }
+        let [luma, cb, cr] = &self.rows;
+        let luma = &luma[part.clone()];
         if self.count == 1 {
             return color::grey_to_rgbx(luma, out);
         }
-        let [h, v] = self.luma;
-        for (strip, wide) in chroma.iter().zip(wide.iter_mut()) {
-            let row = strip.row(y / v, mcu);
-            // The nearest row but its own; at the edges its own.
-            let last = 8 * self.mcu_rows - 1;
-            let near = if y % 2 == 0 {
-                (y / 2).saturating_sub(1)
-            } else {
-                (y / 2 + 1).min(last)
-            };
-            match [h, v] {
-                [1, 2] => color::blend_rows(row, strip.row(near, mcu), wide),
-                [2, _] => {
-                    let [first, inner @ .., end] = &mut blended[..] else {
-                        continue;
-                    };
-                    match v {
-                        2 => color::blend_rows(row, strip.row(near, mcu), inner),
-                        _ => inner.copy_from_slice(row),
-                    }
-                    (*first, *end) = (inner[0], inner[inner.len() - 1]);
-                    color::widen(blended, wide);
-                }
-                _ => {}
-            }
-        }
-        let (cb, cr) = match [h, v] {
-            [1, 1] => (chroma[0].row(y, mcu), chroma[1].row(y, mcu)),
-            _ => (&wide[0][..], &wide[1][..]),
-        };
         let (cb, cr) = (&cb[part.clone()], &cr[part]);
         match cpu {
             #[cfg(target_arch = "x86_64")]
             Some(cpu) if luma.len() >= 16 => color_avx2::to_rgbx(cpu, luma, cb, cr, out),
             _ => color::to_rgbx(luma, cb, cr, out),
+        }
+    }
+
+    /// The chroma rows for row `y` of the image.
+    #[inline(always)]
+    fn upsample(&mut self, mcu: usize, y: usize) {
+        let [h, v] = self.luma;
+        // The nearest row but its own; at the edges its own.
+        let last = 8 * self.mcu_rows - 1;
+        let near = if y % 2 == 0 {
+            (y / 2).saturating_sub(1)
+        } else {
+            (y / 2 + 1).min(last)
+        };
+        let Self {
+            components,
+            rows,
+            narrow: [row, other, blend],
+            padded,
+            ..
+        } = self;
+        for (strip, wide) in components[1..].iter().zip(&mut rows[1..]) {
+            strip.row(y / v, mcu, row);
+            if v == 2 {
+                strip.row(near, mcu, other);
+            }
+            match (h, v) {
+                (1, _) => color::blend_rows(row, other, wide),
+                (_, 1) => color::widen(row, padded, wide),
+                _ => {
+                    // Vertical first, and rounded.
+                    color::blend_rows(row, other, blend);
+                    color::widen(blend, padded, wide);
+                }
+            }
         }
     }
 }
