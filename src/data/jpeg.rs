@@ -72,30 +72,3 @@ impl Decoder {
         scan::read(cpu, frame, &self.stream, need, &mut self.strips, out)
     }
 }
-pub fn bench_idct(n: usize, corner: bool) -> u64 {
-    let lanes = Lanes::default();
-    let mut blocks = [[0i16; 64]; 24];
-    for (i, b) in blocks.as_flattened_mut().iter_mut().enumerate() {
-        *b = (i * 7919 % 13) as i16 - 6;
-    }
-    let steps = [5; 64];
-    let mut out = [[[0u8; 8]; 8]; 24];
-    lanes.run_with(
-        #[inline(always)]
-        |cpu| {
-            let cpu = cpu.unwrap();
-            for _ in 0..n / 24 {
-                for i in 0..24 {
-                    out[i] = if corner {
-                        idct_avx2::corner(cpu, &blocks[i], &steps)
-                    } else {
-                        idct_avx2::block(cpu, &blocks[i], &steps)
-                    };
-                }
-                std::hint::black_box(&mut out);
-                std::hint::black_box(&mut blocks);
-            }
-        },
-    );
-    out[3][2][1] as u64
-}
