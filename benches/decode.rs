@@ -5,12 +5,14 @@
 //! `zune` and `own` decode whole photographs to 4 bytes a pixel, `own-box` the smallest box around two crops, and `codec-box` the same
 //! behind the checks of the header, as the feed calls it. The boxes are those of `FILE` (`index left top width height`, two lines a
 //! photograph: tools/rivals/jpeg/measure.py writes and takes it too), or those that the official recipe draws. Every
-//! box is held to zune-jpeg's pixels once. `--only WORK` runs one work once, for a profiler that counts instructions.
+//! box is held to zune-jpeg's pixels once. `--lanes baseline|avx2|avx512` keeps `own` and `own-box` to those instructions;
+//! `--only WORK` runs one work once, for a profiler that counts instructions.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 use vicreg_stream::data::jpeg;
 use vicreg_stream::data::rng::{Domain, Philox};
+use vicreg_stream::data::simd::Lanes;
 use vicreg_stream::data::{Columns, Dataset, DecodeOptions, Decoder, Region, Rgbx8, ShardId};
 use vicreg_stream::feed::view::ViewsOptions;
 use zune_core::bytestream::ZCursor;
@@ -50,6 +52,10 @@ fn main() -> Result<(), Error> {
     };
     let photos = photographs(data, options.get("--boxes").map(String::as_str))?;
     let mut buffers = Buffers::default();
+    if let Some(wanted) = options.get("--lanes") {
+        let lanes = Lanes::all().into_iter().find(|(name, _)| name == wanted);
+        buffers.own = jpeg::Decoder::new(lanes.ok_or("not on this CPU")?.1);
+    }
     if let Some(work) = options.get("--only") {
         photos.iter().try_for_each(|photo| run(work, photo, &mut buffers))?;
         return Ok(());

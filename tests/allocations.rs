@@ -382,3 +382,24 @@ fn a_sample_costs_no_allocation_of_ours() {
         one_worker_is_the_loop("photographs", &dataset, 1 << 30, 1);
     }
 }
+
+/// Once its buffers have the size, the own decoder asks for nothing more, whole or in part.
+#[test]
+fn decoding_again_allocates_nothing() {
+    let (mut decoder, mut image, options) = (Decoder::default(), Rgbx8::default(), DecodeOptions::default());
+    let files: Vec<_> = (0..48).map(jpeg).collect();
+    for bytes in &files {
+        decoder.decode(bytes, &options, &mut image).unwrap();
+    }
+    let before = here();
+    for (bytes, n) in files.iter().zip(1..) {
+        let part = |width, height| Region {
+            left: width - width / n,
+            top: height / 2,
+            width: width / n,
+            height: height - height / 2,
+        };
+        decoder.decode_part(bytes, &options, part, &mut image).unwrap();
+    }
+    assert_eq!(here() - before, Count::default());
+}

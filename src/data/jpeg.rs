@@ -46,6 +46,14 @@ pub struct Decoder {
 }
 
 impl Decoder {
+    /// A decoder for certain instructions; the default takes the best that the CPU has.
+    pub fn new(lanes: Lanes) -> Self {
+        Self {
+            lanes,
+            ..Self::default()
+        }
+    }
+
     /// Decodes `region` of the image in `bytes` into `out`, 4 bytes a pixel (red, green, blue, 255), row by row.
     ///
     /// The region must lie in the image that the header announces; a file with another is unusual.

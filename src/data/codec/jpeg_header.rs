@@ -139,22 +139,18 @@ fn frame(segment: &[u8], progressive: bool) -> Result<JpegHeader<'static>, Codec
         u32::from(u16::from_be_bytes([w1, w0])),
         u32::from(u16::from_be_bytes([h1, h0])),
     );
-    let sampling: Vec<(u64, u64)> = rest
-        .chunks_exact(3)
-        .take(components.into())
-        .map(|c| (u64::from(c[1] >> 4), u64::from(c[1] & 15)))
-        .collect();
+    let sampling = rest.as_chunks::<3>().0.iter().take(components.into());
+    let sampling = sampling.map(|c| (u64::from(c[1] >> 4), u64::from(c[1] & 15)));
     if sampling.len() != usize::from(components)
-        || sampling
-            .iter()
-            .any(|&(h, v)| !(1..=4).contains(&h) || !(1..=4).contains(&v))
+        || !sampling
+            .clone()
+            .all(|(h, v)| (1..=4).contains(&h) && (1..=4).contains(&v))
     {
         return Err(damaged("bad sampling factors"));
     }
-    let h_max = sampling.iter().map(|s| s.0).max().unwrap_or(1);
-    let v_max = sampling.iter().map(|s| s.1).max().unwrap_or(1);
+    let h_max = sampling.clone().map(|s| s.0).max().unwrap_or(1);
+    let v_max = sampling.clone().map(|s| s.1).max().unwrap_or(1);
     let blocks: u64 = sampling
-        .iter()
         .map(|(h, v)| (u64::from(width) * h).div_ceil(8 * h_max) * (u64::from(height) * v).div_ceil(8 * v_max))
         .sum();
     // A block costs at least a one-bit DC code and, in a sequential scan, a one-bit end of block.

@@ -30,6 +30,7 @@ pub enum Close {
 
 impl Stream {
     /// Takes the data in from `bytes`, up to the first marker that is not a restart.
+    #[inline(always)]
     pub fn fill(&mut self, bytes: &[u8]) -> Close {
         self.bytes.clear();
         self.ends.clear();
@@ -39,6 +40,7 @@ impl Stream {
         close
     }
 
+    #[inline(always)]
     fn unstuff(&mut self, bytes: &[u8]) -> Close {
         let mut from = 0;
         while let Some(ff) = find_ff(bytes, from) {
@@ -142,6 +144,7 @@ impl Bits<'_> {
 }
 
 /// Position of the next 0xff. Whole blocks first: compilers turn the block test into vector code.
+#[inline(always)]
 pub fn find_ff(bytes: &[u8], mut at: usize) -> Option<usize> {
     while let Some(block) = bytes.get(at..at + 32) {
         if block.iter().fold(false, |found, &b| found | (b == 0xff)) {

@@ -52,13 +52,6 @@ fn oracle(bytes: &[u8], strict: bool) -> Option<Image> {
     .flatten()
 }
 
-fn decoder(lanes: Lanes) -> Decoder {
-    Decoder {
-        lanes,
-        ..Decoder::default()
-    }
-}
-
 /// A region of an image: any, or at one of its edges.
 fn region(width: u32, height: u32, rng: &mut Philox) -> Region {
     let mut side = |len: u32| {
@@ -163,7 +156,7 @@ fn shared(name: &str) -> Option<Dataset> {
 fn files_of_libjpeg_turbo_in_every_sampling_and_size() {
     let mut counts = std::collections::BTreeMap::<_, u32>::new();
     for (lanes_name, lanes) in Lanes::all() {
-        let (mut decoder, mut rng) = (decoder(lanes), rng(1));
+        let (mut decoder, mut rng) = (Decoder::new(lanes), rng(1));
         for (name, bytes, verdict) in fixtures() {
             let result = compare(&mut decoder, &name, &bytes, 6, &mut rng);
             let kind = name.split('-').next().unwrap();
