@@ -153,6 +153,7 @@ fn shared(name: &str) -> Option<Dataset> {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "reads many files")]
 fn files_of_libjpeg_turbo_in_every_sampling_and_size() {
     let mut counts = std::collections::BTreeMap::<_, u32>::new();
     for (lanes_name, lanes) in Lanes::all() {
@@ -182,10 +183,11 @@ fn generated_files_of_every_size() {
     ];
     let mut decoder = Decoder::default();
     for (n, sampling) in samplings.into_iter().enumerate() {
-        for width in 1..=65u16 {
-            for i in 0..3 {
+        // Miri takes a second for a block or two.
+        for width in (1..=65u16).step_by(if cfg!(miri) { 24 } else { 1 }) {
+            for i in 0..if cfg!(miri) { 1 } else { 3 } {
                 let mut rng = rng(n as u64 * 1000 + u64::from(width * 3 + i));
-                let height = 1 + rng.below(65) as u16;
+                let height = 1 + rng.below(if cfg!(miri) { 20 } else { 65 }) as u16;
                 let (quality, restart) = (1 + rng.below(100) as u8, [0, 0, 1, 2, 5, 9][rng.below(6) as usize]);
                 let pixels = picture(width, height, &mut rng);
                 let mut bytes = Vec::new();
@@ -217,6 +219,7 @@ fn picture(width: u16, height: u16, rng: &mut Philox) -> Vec<u8> {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "reads many files")]
 fn photographs_and_cifar_images() {
     let (mut decoder, mut rng) = (Decoder::default(), rng(3));
     for (name, keep) in [("photos", 1), ("cifar10", 9)] {
@@ -229,6 +232,7 @@ fn photographs_and_cifar_images() {
 
 /// A part that a wide loop cannot fill, and buffers of another image.
 #[test]
+#[cfg_attr(miri, ignore = "reads many files")]
 fn the_smallest_parts_in_a_row() {
     let (mut decoder, mut out) = (Decoder::default(), Vec::new());
     for (name, bytes, _) in fixtures().iter().filter(|f| f.0.contains("w17") || f.0.contains("w33")) {
