@@ -1,12 +1,12 @@
 //! Encoded image -> RGB, under limits on work (never on the clock, which would make pixels depend on load).
 //!
 //! In: the bytes of a JPEG, PNG or WebP, found by its magic bytes, and which part of it is wanted. Out: row-major pixels of at
-//! least that part in a reused buffer, or a [`CodecError`] with a short code. Invariants: limits are checked on the header, before anything is allocated or decoded; a panic inside a
-//! decoder is an error like any other; pixels depend on the bytes and options only, never on what the buffer held before nor on the
-//! part that was asked for.
+//! least that part in a reused buffer, or a [`CodecError`] with a short code. Invariants: limits are checked on the header, before
+//! anything is allocated or decoded; a panic inside a decoder is an error like any other; pixels depend on the bytes and options only,
+//! never on what the buffer held before nor on the part that was asked for.
 //! Reference: Pillow's `convert("RGB")`: alpha dropped, palettes expanded, the high byte of 16-bit colour, 16-bit grey
 //! clipped at 255, CMYK through the inverted (Adobe) convention, colour profiles (ICC) and gamma ignored. The JPEG decoder of
-//! record is zune-jpeg, pinned.
+//! record is zune-jpeg, pinned; the own one ([`super::jpeg`]) gives its pixels or none.
 
 mod jpeg;
 mod jpeg_header;
@@ -29,7 +29,7 @@ pub struct DecodeOptions {
     pub max_scans: u32,
     /// Largest encoded size, bytes. Default 67108864.
     pub max_bytes: u64,
-    /// `strict` rejects a truncated or damaged JPEG, `lenient` keeps what could be decoded. Default strict.
+    /// `strict` rejects a JPEG that is truncated or damaged where its views need it, `lenient` keeps what could be decoded. Default strict.
     pub policy: Policy,
     /// Apply the EXIF orientation. Default false, as all published numbers were made.
     pub apply_orientation: bool,
