@@ -108,5 +108,5 @@ pub fn block(coefficients: &[i16; 64], quantisation: &[i32; 64]) -> [[u8; 8]; 8]
 /// The samples of a block that has a DC value only: all the same.
 #[inline(always)]
 pub fn flat(dc: i32, quantisation: i32) -> u8 {
-    (dc * quantisation + 4 + 1024 >> 3).clamp(0, 255) as u8
+    ((dc * quantisation + 4 + 1024) >> 3).clamp(0, 255) as u8
 }

@@ -168,7 +168,7 @@ impl Strips {
         let [h, v] = self.luma;
         // The nearest row but its own; at the edges its own.
         let last = 8 * self.mcu_rows - 1;
-        let near = if y % 2 == 0 {
+        let near = if y.is_multiple_of(2) {
             (y / 2).saturating_sub(1)
         } else {
             (y / 2 + 1).min(last)
