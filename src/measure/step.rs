@@ -147,7 +147,9 @@ fn matmul_peak<B: Backend>(precision: Precision, device: &B::Device) -> Peak {
         let used = cpu
             .zip(CpuTimes::now())
             .map(|(before, after)| after.since(before).sum());
-        peak.flops_per_cpu_s = used.map(|used| f64::from(tries) * flops / used.max(1e-9));
+        // Threads that ended meanwhile took their time with them: what is left may be less than nothing.
+        let used = used.filter(|&used| used > 0.0);
+        peak.flops_per_cpu_s = used.map(|used| f64::from(tries) * flops / used);
         // Eight times as long next: a slow device is at its best by now.
         if n >= LARGEST || seconds > ENOUGH {
             return peak;
