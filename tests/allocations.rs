@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use vicreg_stream::data::rng::{Domain, Philox};
 use vicreg_stream::data::shard::{Labels, ShardWriter};
+use vicreg_stream::data::simd::Lanes;
 use vicreg_stream::data::{Columns, Dataset, DecodeOptions, Decoder, Region, Rgbx8, RowGroup, ShardId};
 use vicreg_stream::feed::crop::Resampler;
 use vicreg_stream::feed::options::Passes;
@@ -250,7 +251,8 @@ impl Bench {
                 sum.render += counted(|| view.render(image, drawn, &mut self.scratch, &mut self.out));
                 let crop = drawn.region();
                 sum.crop += counted(|| {
-                    self.resampler.crop(image, crop, options.interpolation, size, size);
+                    self.resampler
+                        .crop(Lanes::default(), image, crop, options.interpolation, size, size);
                 });
             }
         }

@@ -35,6 +35,9 @@ pub mod permute;
 pub mod planes;
 pub mod quarantine;
 mod reader;
+pub mod resample;
+#[cfg(target_arch = "x86_64")]
+mod resample_avx2;
 mod ring;
 mod share;
 mod simd;
