@@ -210,8 +210,8 @@ impl Plan {
         if self.columns.is_copy() || self.rows.is_copy() {
             return self.run_one(lanes, axes, source, out);
         }
-        columns.plan(lanes, self.filter, width, self.columns, resample::COLUMNS_UNIT);
-        rows.plan(lanes, self.filter, height, self.rows, resample::ROWS_UNIT);
+        columns.plan(lanes, self.filter, width, self.columns, resample::COLUMNS_LEAST);
+        rows.plan(lanes, self.filter, height, self.rows, resample::ROWS_LEAST);
         if self.rows_first {
             let (left, width) = columns.take_reach(width);
             between.resize(width as usize * self.rows.to as usize * 4, 0);
@@ -237,10 +237,10 @@ impl Plan {
         }
         let part = source.part(left, top, width, height);
         if !self.columns.is_copy() {
-            columns.plan(lanes, self.filter, width, self.columns, resample::COLUMNS_UNIT);
+            columns.plan(lanes, self.filter, width, self.columns, resample::COLUMNS_LEAST);
             resample::columns(lanes, part, columns, out);
         } else if !self.rows.is_copy() {
-            rows.plan(lanes, self.filter, height, self.rows, resample::ROWS_UNIT);
+            rows.plan(lanes, self.filter, height, self.rows, resample::ROWS_LEAST);
             resample::rows(lanes, part, rows, out);
         } else {
             for (y, out) in out.chunks_exact_mut(4 * part.width).enumerate() {

@@ -72,10 +72,10 @@ impl<'a> Pixels<'a> {
     }
 }
 
-/// Windows that the fast passes of both axes want are multiples of so many taps.
-pub const COLUMNS_UNIT: usize = 4;
-/// See [`COLUMNS_UNIT`].
-pub const ROWS_UNIT: usize = 2;
+/// Fewest taps in a window that the fast pass over columns wants.
+pub const COLUMNS_LEAST: usize = 4;
+/// Fewest taps in a window that the fast pass over rows wants.
+pub const ROWS_LEAST: usize = 2;
 
 /// The windows of an axis and their weights.
 #[derive(Default)]
@@ -84,8 +84,8 @@ pub struct Axis {
     pub starts: Vec<u32>,
     /// `taps` weights for each output pixel; what a window does not need is zero.
     pub weights: Vec<i16>,
-    /// Length of a window: as long as the longest needs, and a multiple of what the plan was asked for. A window ends inside the
-    /// source unless the source is shorter than `taps`.
+    /// Length of a window, even: as long as the longest needs, or as the plan was asked for. A window ends inside the source unless
+    /// the source is shorter than `taps`.
     pub taps: usize,
     /// Bits behind the point.
     pub precision: u32,
@@ -104,8 +104,9 @@ struct Scratch {
 }
 
 impl Axis {
-    /// Plans the resampling of `span` of an axis that has `source` pixels. Windows are multiples of `unit` taps long.
-    pub fn plan(&mut self, lanes: Lanes, filter: Interpolation, source: u32, span: Span, unit: usize) {
+    /// Plans the resampling of `span` of an axis that has `source` pixels. Windows have `least` taps at
+    /// least.
+    pub fn plan(&mut self, lanes: Lanes, filter: Interpolation, source: u32, span: Span, least: usize) {
         let outputs = span.to as usize;
         let window = lanes.run(
             #[inline(always)]
@@ -118,7 +119,7 @@ impl Axis {
                 window
             },
         );
-        self.gather(outputs, window, source, unit);
+        self.gather(outputs, window, source, least);
     }
 
     /// The source pixels that the windows cover, first and number; from now on the first of them counts as the source's first.
@@ -182,11 +183,13 @@ impl Axis {
         let one = f64::from(1 << self.precision);
         rounded.resize(weights.len(), 0);
         for (rounded, &weight) in rounded.iter_mut().zip(weights) {
-            *rounded = (weight * one).round() as i16;
+            // The cast of a float has no instruction for lanes of 16 bits; the last bits of this sum are the integer.
+            *rounded = ((weight * one).round() + INTEGERS).to_bits() as i16;
         }
         used.resize(2 * outputs, 0);
         let (lows, highs) = used.split_at_mut(outputs);
-        (lows.fill(window as u32), highs.fill(0));
+        lows.fill(window as u32);
+        highs.fill(0);
         for tap in 0..window {
             let rounded = &rounded[tap * outputs..][..outputs];
             for x in 0..outputs {
@@ -202,11 +205,11 @@ impl Axis {
     }
 
     /// Brings each window's weights together.
-    fn gather(&mut self, outputs: usize, window: usize, source: u32, unit: usize) {
+    fn gather(&mut self, outputs: usize, window: usize, source: u32, least: usize) {
         let Scratch { exact, rounded, used } = &self.scratch;
         let (lows, highs) = used.split_at(outputs);
         let lengths = lows.iter().zip(highs).map(|(&low, &high)| high.saturating_sub(low));
-        self.taps = (lengths.max().unwrap_or(0).max(1) as usize).next_multiple_of(unit);
+        self.taps = (lengths.max().unwrap_or(0) as usize).max(least).next_multiple_of(2);
         self.starts.clear();
         self.weights.clear();
         self.weights.resize(outputs * self.taps, 0);
@@ -223,6 +226,9 @@ impl Axis {
         }
     }
 }
+
+/// 1.5 * 2^52: floats of this size are integers, whose last bits are those of what was added.
+const INTEGERS: f64 = 6_755_399_441_055_744.0;
 
 /// The triangle of bilinear interpolation.
 #[inline(always)]

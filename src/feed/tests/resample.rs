@@ -83,10 +83,10 @@ impl Case {
                 // What an earlier plan left must not show.
                 axis.plan(lanes, filter, 50, Span::all(50, 333), 4);
                 if columns {
-                    axis.plan(lanes, filter, width, span, COLUMNS_UNIT);
+                    axis.plan(lanes, filter, width, span, COLUMNS_LEAST);
                     super::columns(lanes, from, &axis, &mut out);
                 } else {
-                    axis.plan(lanes, filter, height, span, ROWS_UNIT);
+                    axis.plan(lanes, filter, height, span, ROWS_LEAST);
                     super::rows(lanes, from, &axis, &mut out);
                 }
                 assert!(
