@@ -319,6 +319,13 @@ fn one_worker_is_the_loop(name: &str, dataset: &Arc<Dataset>, window_bytes: u64,
     );
     assert_eq!(consumer, Count::default(), "{name}: the consumer allocates nothing");
     let samples = (epochs * steps * u64::from(BATCH)) as f64;
+    // Without AVX2 it is fast_image_resize that resamples, with some hundred allocations a view. Buffers grow now and then.
+    let views = 2 * epochs * steps * u64::from(BATCH);
+    assert!(
+        libraries.crop.calls < views / 8 || !Lanes::default().has_avx2(),
+        "{name}: {} allocations in {views} crops",
+        libraries.crop.calls
+    );
     let each = |count: Count, per: f64| (count.calls as f64 / per, count.bytes as f64 / per);
     let (decode, crop) = (each(libraries.decode, samples), each(libraries.crop, 2.0 * samples));
     println!(

@@ -332,6 +332,7 @@ fn ln(x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn own_exp_and_ln_are_close_to_the_systems() {
@@ -374,6 +375,58 @@ mod tests {
                 height: 1
             }
         );
+    }
+
+    /// A part of `region` of the size and at the place that shares of 256 say.
+    fn part(region: Region, [x, y, w, h]: [u8; 4]) -> Region {
+        let share = |side: u32, cut: u8| u32::from(cut) * side / 256;
+        let (left, top) = (share(region.width, x), share(region.height, y));
+        Region {
+            left: region.left + left,
+            top: region.top + top,
+            width: 1 + share(region.width - left - 1, w),
+            height: 1 + share(region.height - top - 1, h),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Without AVX2 it is fast_image_resize that resamples; boxes of an image of which a part is held.
+        #[test]
+        fn crops_are_the_same_on_every_path(
+            size in [1u32..=160, 1u32..=160], held: [u8; 4], cut: [u8; 4], to in [1u32..=120, 1u32..=120], bicubic: bool, seed: u8,
+        ) {
+            let filter = if bicubic { Interpolation::Bicubic } else { Interpolation::Bilinear };
+            let held = part(Region::all(size[0], size[1]), held);
+            let pixels = (0..held.width * held.height * 4).map(|i| (i.wrapping_mul(2_654_435_761) >> 21) as u8 ^ seed);
+            let image = Rgbx8 { width: size[0], height: size[1], part: held, pixels: pixels.collect() };
+            let mut resampler = Resampler::default();
+            let mut crops = Lanes::all().into_iter().map(|(name, lanes)| {
+                (name, resampler.crop(lanes, &image, part(held, cut), filter, to[0], to[1]).to_vec())
+            });
+            let (_, expected) = crops.next().unwrap();
+            for (name, crop) in crops {
+                prop_assert!(crop == expected, "{}", name);
+            }
+        }
+
+        /// Likewise what reads pixels outside its span, and leaves out what the second pass does not need.
+        #[test]
+        fn centre_crops_are_the_same_on_every_path(
+            width in 1u32..=160, height in 1u32..=160, resize in 1u32..=100, size in 1u32..=100, bicubic: bool, seed: u8,
+        ) {
+            let filter = if bicubic { Interpolation::Bicubic } else { Interpolation::Bilinear };
+            let rgb: Vec<u8> = (0..width * height * 3).map(|i| (i.wrapping_mul(2_654_435_761) >> 21) as u8 ^ seed).collect();
+            let image = Rgbx8::from_rgb(width, height, &rgb);
+            let (mut resampler, mut expected) = (Resampler::default(), None);
+            for (name, lanes) in Lanes::all() {
+                let mut out = vec![9; (size * size * 3) as usize];
+                resampler.center(lanes, &image, resize, size, filter, &mut out);
+                let expected = expected.get_or_insert_with(|| out.clone());
+                prop_assert!(&out == expected, "{}", name);
+            }
+        }
     }
 
     #[test]
