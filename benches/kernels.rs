@@ -46,7 +46,7 @@ fn view() -> Vec<u8> {
     };
     let side = SIDE as u32;
     let crop = resampler
-        .crop(&photo(), whole, Interpolation::Bicubic, side, side)
+        .crop(Lanes::default(), &photo(), whole, Interpolation::Bicubic, side, side)
         .to_vec();
     planes::gather(Lanes::default(), &crop, SIDE, false, &mut planar);
     planar
@@ -179,7 +179,8 @@ mod crop {
     fn ours(bencher: Bencher) {
         let (photo, mut next, mut resampler) = (photo(), boxes(), Resampler::default());
         bencher.bench_local(|| {
-            black_box(resampler.crop(&photo, next(), Interpolation::Bicubic, SIDE as u32, SIDE as u32));
+            let (lanes, side) = (Lanes::default(), SIDE as u32);
+            black_box(resampler.crop(lanes, &photo, next(), Interpolation::Bicubic, side, side));
         });
     }
 

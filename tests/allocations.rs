@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use vicreg_stream::data::rng::{Domain, Philox};
 use vicreg_stream::data::shard::{Labels, ShardWriter};
+use vicreg_stream::data::simd::Lanes;
 use vicreg_stream::data::{Columns, Dataset, DecodeOptions, Decoder, Region, Rgbx8, RowGroup, ShardId};
 use vicreg_stream::feed::crop::Resampler;
 use vicreg_stream::feed::options::Passes;
@@ -250,7 +251,8 @@ impl Bench {
                 sum.render += counted(|| view.render(image, drawn, &mut self.scratch, &mut self.out));
                 let crop = drawn.region();
                 sum.crop += counted(|| {
-                    self.resampler.crop(image, crop, options.interpolation, size, size);
+                    self.resampler
+                        .crop(Lanes::default(), image, crop, options.interpolation, size, size);
                 });
             }
         }
@@ -317,6 +319,13 @@ fn one_worker_is_the_loop(name: &str, dataset: &Arc<Dataset>, window_bytes: u64,
     );
     assert_eq!(consumer, Count::default(), "{name}: the consumer allocates nothing");
     let samples = (epochs * steps * u64::from(BATCH)) as f64;
+    // Without AVX2 it is fast_image_resize that resamples, with some hundred allocations a view. Buffers grow now and then.
+    let views = 2 * epochs * steps * u64::from(BATCH);
+    assert!(
+        libraries.crop.calls < views / 8 || !Lanes::default().has_avx2(),
+        "{name}: {} allocations in {views} crops",
+        libraries.crop.calls
+    );
     let each = |count: Count, per: f64| (count.calls as f64 / per, count.bytes as f64 / per);
     let (decode, crop) = (each(libraries.decode, samples), each(libraries.crop, 2.0 * samples));
     println!(

@@ -1,6 +1,6 @@
 //! Pixels do not depend on the CPU: the resize with its SIMD switched off gives the bytes that it gives with it.
 //!
-//! Our own kernels are held to this beside their code (`feed/color.rs`, `feed/blur.rs`, `feed/planes.rs`). The JPEG decoder's SIMD is
+//! Our own kernels are held to this beside their code (`feed/resample.rs`, `feed/color.rs`, `feed/blur.rs`, `feed/planes.rs`). The JPEG decoder's SIMD is
 //! a feature of the build: `cargo test --no-default-features` decodes without it and must meet the same golden digests.
 #![allow(unsafe_code)]
 

@@ -46,6 +46,11 @@ impl Lanes {
         vec![("best", Self::default())]
     }
 
+    /// Whether [`Lanes::run_with`] hands out a proof of AVX2.
+    pub fn has_avx2(self) -> bool {
+        self.run_with(|cpu| cpu.is_some())
+    }
+
     /// Runs `kernel`; write it as `#[inline(always)] || ...`, and all that it calls likewise.
     #[inline(always)]
     pub fn run<R>(self, kernel: impl FnMut() -> R) -> R {

@@ -3,9 +3,11 @@
 //! In: an image of which at least the box is held, and the box, or a shorter side for the evaluation's centre crop. Out: pixels of the asked size.
 //! Invariant: a crop sees no pixel outside its box, as Pillow's `crop().resize()`; geometry uses only IEEE operations
 //! that are the same on every CPU. Source: torchvision 0.29 (RandomResizedCrop, Resize, CenterCrop), Pillow 13's resampling
-//! (one pass an axis, rounded to 8 bits in between); convolution by fast_image_resize, 16-bit fixed-point weights.
+//! (one pass an axis, rounded to 8 bits in between); convolution with 16-bit fixed-point weights by `resample` where the CPU has
+//! AVX2, elsewhere by fast_image_resize: the bytes are the same.
 
 use super::planes;
+use super::resample::{self, Axis, Pixels, Span};
 use super::view::Interpolation;
 use crate::data::{Region, Rgbx8, rng::Philox, simd::Lanes};
 use fast_image_resize::images::{CroppedImage, Image, ImageRef};
@@ -59,37 +61,61 @@ pub fn fallback_box(width: u32, height: u32, ratio: [f64; 2]) -> Region {
 #[derive(Default)]
 pub struct Resampler {
     resizer: Resizer,
+    axes: Axes,
     /// Result of the first of two passes.
     between: Vec<u8>,
     /// Result of the second.
     resized: Vec<u8>,
 }
 
+#[derive(Default)]
+struct Axes {
+    columns: Axis,
+    rows: Axis,
+}
+
 impl Resampler {
     /// A box of `image`, in the whole image's coordinates, resized to `width` x `height`: 4 bytes a pixel, of which the fourth
     /// means nothing. Panics if the image does not hold all of the box.
-    pub fn crop(&mut self, image: &Rgbx8, part: Region, filter: Interpolation, width: u32, height: u32) -> &[u8] {
-        let (held, origin) = (source(image), image.part);
+    pub fn crop(
+        &mut self,
+        lanes: Lanes,
+        image: &Rgbx8,
+        part: Region,
+        filter: Interpolation,
+        width: u32,
+        height: u32,
+    ) -> &[u8] {
+        let plan = Plan {
+            columns: Span::all(part.width, width),
+            rows: Span::all(part.height, height),
+            rows_first: rows_first(part.width, part.height, width.into(), height.into()),
+            filter,
+        };
+        self.run(lanes, &plan, image, part)
+    }
+
+    /// A plan for a part of the image. The filter sees nothing outside the part.
+    fn run(&mut self, lanes: Lanes, plan: &Plan, image: &Rgbx8, part: Region) -> &[u8] {
+        let origin = image.part;
         assert!(
             origin.contains(part),
             "{part:?} is cut from an image that holds {origin:?}"
         );
         let (left, top) = (part.left - origin.left, part.top - origin.top);
-        // The view hides what is outside the box; `ResizeOptions::crop` would let the filter read it.
-        let part = CroppedImage::new(&held, left, top, part.width, part.height).expect("the box is inside");
-        let plan = Plan {
-            columns: Span::all(part.width(), width),
-            rows: Span::all(part.height(), height),
-            rows_first: rows_first(part.width(), part.height(), width.into(), height.into()),
-            filter,
-        };
-        self.run(&plan, &part)
-    }
-
-    fn run(&mut self, plan: &Plan, source: &impl IntoImageView) -> &[u8] {
         let bytes = plan.columns.to as usize * plan.rows.to as usize * 4;
         self.resized.resize(bytes, 0);
-        plan.run(&mut self.resizer, &mut self.between, source, &mut self.resized);
+        if lanes.has_avx2() {
+            let held = pixels(&image.pixels, origin.width, origin.height);
+            let source = held.part(left, top, part.width, part.height);
+            plan.run(lanes, &mut self.axes, &mut self.between, source, &mut self.resized);
+        } else {
+            let held = ImageRef::new(origin.width, origin.height, &image.pixels, PixelType::U8x4)
+                .expect("width * height * 4 bytes");
+            // The view hides what is outside the part; `ResizeOptions::crop` would let the filter read it.
+            let source = CroppedImage::new(&held, left, top, part.width, part.height).expect("the part is inside");
+            plan.run_elsewhere(&mut self.resizer, &mut self.between, &source, &mut self.resized);
+        }
         &self.resized
     }
 
@@ -122,7 +148,7 @@ impl Resampler {
             rows_first,
             filter,
         };
-        let resized = self.run(&plan, &source(image));
+        let resized = self.run(lanes, &plan, image, image.part);
         if columns.to == size && rows.to == size {
             return planes::narrow(lanes, resized, out);
         }
@@ -145,24 +171,7 @@ fn resized_size(width: u32, height: u32, short: u32) -> (u64, u64) {
     }
 }
 
-/// One axis of a resampling: source pixels [`from`, `from + len`) become `to` pixels.
-#[derive(Clone, Copy, Debug)]
-struct Span {
-    from: f64,
-    len: f64,
-    to: u32,
-}
-
 impl Span {
-    /// A whole side of `len` pixels becomes `to` pixels.
-    fn all(len: u32, to: u32) -> Self {
-        Self {
-            from: 0.0,
-            len: f64::from(len),
-            to,
-        }
-    }
-
     /// The middle `size` of the `full` pixels that a side of `len` pixels is resized to, and the offset in the crop at
     /// which it begins (not 0 where the crop is larger).
     fn center(len: u32, full: u64, size: u32) -> (Self, u32) {
@@ -182,11 +191,6 @@ impl Span {
             0,
         )
     }
-
-    /// Nothing to filter: the pixels are copied.
-    fn is_copy(&self) -> bool {
-        f64::from(self.to) == self.len && self.from.fract() == 0.0
-    }
 }
 
 /// A separable resampling: one pass an axis, 8 bits in between.
@@ -199,8 +203,54 @@ struct Plan {
 }
 
 impl Plan {
-    /// Fills `out`; `between` holds the result of the first pass.
-    fn run(&self, resizer: &mut Resizer, between: &mut Vec<u8>, source: &impl IntoImageView, out: &mut [u8]) {
+    /// Fills `out`; `between` holds the result of the first pass. Of that only what the second needs is made.
+    fn run(&self, lanes: Lanes, axes: &mut Axes, between: &mut Vec<u8>, source: Pixels<'_>, out: &mut [u8]) {
+        let Axes { columns, rows } = axes;
+        let (width, height) = (source.width as u32, source.height as u32);
+        if self.columns.is_copy() || self.rows.is_copy() {
+            return self.run_one(lanes, axes, source, out);
+        }
+        columns.plan(lanes, self.filter, width, self.columns, resample::COLUMNS_LEAST);
+        rows.plan(lanes, self.filter, height, self.rows, resample::ROWS_LEAST);
+        if self.rows_first {
+            let (left, width) = columns.take_reach(width);
+            between.resize(width as usize * self.rows.to as usize * 4, 0);
+            resample::rows(lanes, source.part(left, 0, width, height), rows, between);
+            resample::columns(lanes, pixels(between, width, self.rows.to), columns, out);
+        } else {
+            let (top, height) = rows.take_reach(height);
+            between.resize(self.columns.to as usize * height as usize * 4, 0);
+            resample::columns(lanes, source.part(0, top, width, height), columns, between);
+            resample::rows(lanes, pixels(between, self.columns.to, height), rows, out);
+        }
+    }
+
+    /// The same if at most one axis is filtered.
+    fn run_one(&self, lanes: Lanes, axes: &mut Axes, source: Pixels<'_>, out: &mut [u8]) {
+        let Axes { columns, rows } = axes;
+        let (mut left, mut top, mut width, mut height) = (0, 0, source.width as u32, source.height as u32);
+        if self.columns.is_copy() {
+            (left, width) = (self.columns.from as u32, self.columns.to);
+        }
+        if self.rows.is_copy() {
+            (top, height) = (self.rows.from as u32, self.rows.to);
+        }
+        let part = source.part(left, top, width, height);
+        if !self.columns.is_copy() {
+            columns.plan(lanes, self.filter, width, self.columns, resample::COLUMNS_LEAST);
+            resample::columns(lanes, part, columns, out);
+        } else if !self.rows.is_copy() {
+            rows.plan(lanes, self.filter, height, self.rows, resample::ROWS_LEAST);
+            resample::rows(lanes, part, rows, out);
+        } else {
+            for (y, out) in out.chunks_exact_mut(4 * part.width).enumerate() {
+                out.copy_from_slice(part.row(y));
+            }
+        }
+    }
+
+    /// The same by fast_image_resize.
+    fn run_elsewhere(&self, resizer: &mut Resizer, between: &mut Vec<u8>, source: &impl IntoImageView, out: &mut [u8]) {
         if self.columns.is_copy() || self.rows.is_copy() {
             return self.pass(resizer, source, self.columns, self.rows, out);
         }
@@ -246,10 +296,16 @@ fn rows_first(width: u32, height: u32, to_width: u64, to_height: u64) -> bool {
     lost(height, to_height) > (2 * lost(width, to_width)).max(0)
 }
 
-/// What is held of the image.
-fn source(image: &Rgbx8) -> ImageRef<'_> {
-    let Region { width, height, .. } = image.part;
-    ImageRef::new(width, height, &image.pixels, PixelType::U8x4).expect("width * height * 4 bytes")
+/// A whole image, row after row.
+fn pixels(bytes: &[u8], width: u32, height: u32) -> Pixels<'_> {
+    let (width, height) = (width as usize, height as usize);
+    assert_eq!(bytes.len(), 4 * width * height);
+    Pixels {
+        bytes,
+        stride: 4 * width,
+        width,
+        height,
+    }
 }
 
 /// e^x for |x| below about 50, from additions and multiplications only: the system's `exp` may differ in the last bit
@@ -276,6 +332,7 @@ fn ln(x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn own_exp_and_ln_are_close_to_the_systems() {
@@ -318,6 +375,58 @@ mod tests {
                 height: 1
             }
         );
+    }
+
+    /// A part of `region` of the size and at the place that shares of 256 say.
+    fn part(region: Region, [x, y, w, h]: [u8; 4]) -> Region {
+        let share = |side: u32, cut: u8| u32::from(cut) * side / 256;
+        let (left, top) = (share(region.width, x), share(region.height, y));
+        Region {
+            left: region.left + left,
+            top: region.top + top,
+            width: 1 + share(region.width - left - 1, w),
+            height: 1 + share(region.height - top - 1, h),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Without AVX2 it is fast_image_resize that resamples; boxes of an image of which a part is held.
+        #[test]
+        fn crops_are_the_same_on_every_path(
+            size in [1u32..=160, 1u32..=160], held: [u8; 4], cut: [u8; 4], to in [1u32..=120, 1u32..=120], bicubic: bool, seed: u8,
+        ) {
+            let filter = if bicubic { Interpolation::Bicubic } else { Interpolation::Bilinear };
+            let held = part(Region::all(size[0], size[1]), held);
+            let pixels = (0..held.width * held.height * 4).map(|i| (i.wrapping_mul(2_654_435_761) >> 21) as u8 ^ seed);
+            let image = Rgbx8 { width: size[0], height: size[1], part: held, pixels: pixels.collect() };
+            let mut resampler = Resampler::default();
+            let mut crops = Lanes::all().into_iter().map(|(name, lanes)| {
+                (name, resampler.crop(lanes, &image, part(held, cut), filter, to[0], to[1]).to_vec())
+            });
+            let (_, expected) = crops.next().unwrap();
+            for (name, crop) in crops {
+                prop_assert!(crop == expected, "{}", name);
+            }
+        }
+
+        /// Likewise what reads pixels outside its span, and leaves out what the second pass does not need.
+        #[test]
+        fn centre_crops_are_the_same_on_every_path(
+            width in 1u32..=160, height in 1u32..=160, resize in 1u32..=100, size in 1u32..=100, bicubic: bool, seed: u8,
+        ) {
+            let filter = if bicubic { Interpolation::Bicubic } else { Interpolation::Bilinear };
+            let rgb: Vec<u8> = (0..width * height * 3).map(|i| (i.wrapping_mul(2_654_435_761) >> 21) as u8 ^ seed).collect();
+            let image = Rgbx8::from_rgb(width, height, &rgb);
+            let (mut resampler, mut expected) = (Resampler::default(), None);
+            for (name, lanes) in Lanes::all() {
+                let mut out = vec![9; (size * size * 3) as usize];
+                resampler.center(lanes, &image, resize, size, filter, &mut out);
+                let expected = expected.get_or_insert_with(|| out.clone());
+                prop_assert!(&out == expected, "{}", name);
+            }
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! order    which sample comes when: a pure function                     permute, share (ranks)
 //! reader   row groups ahead, into three window places                   one thread
 //! worker   claim a position, decode what its views need, write them     one a core
-//! view     parameters drawn, then passes                                crop, planes, color, blur; simd under their kernels
+//! view     parameters drawn, then passes                                crop (resample), planes, color, blur; simd under them
 //! ring     slots that fill up, and are handed out in batch order        slot, life, cursor, board, sync
 //! batch    what the trainer sees; dropping it gives the slot back       quarantine
 //!          Batch -> bytes in flight: whoever reads them asynchronously drops them when done
@@ -35,6 +35,9 @@ pub mod permute;
 pub mod planes;
 pub mod quarantine;
 mod reader;
+mod resample;
+#[cfg(target_arch = "x86_64")]
+mod resample_avx2;
 mod ring;
 mod share;
 mod simd;

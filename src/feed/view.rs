@@ -219,7 +219,7 @@ impl ViewOptions {
             laps,
         } = scratch;
         let (lanes, side) = (*lanes, size as usize);
-        let crop = resampler.crop(image, params.crop, self.interpolation, size, size);
+        let crop = resampler.crop(lanes, image, params.crop, self.interpolation, size, size);
         laps.lap(Part::Crop);
         let steps = self.steps(params);
         if steps.clone().next().is_none() {
