@@ -41,8 +41,12 @@ pub fn read(
             strips.emit(cpu, row, out);
         }
     }
-    // Without reading them: the data that are left must at least have room for the blocks that are left.
+    // What is below goes unseen, unless the data that are left have no room for it: then it is read for what is wrong there, so that
+    // a part has the whole's fault.
     if stream.left(scan.bits) * 8 + 7 < frame.least_bits(need.rows[1]) {
+        for _ in need.rows[1]..frame.mcus()[1] {
+            scan.pass(across)?;
+        }
         return Err(Fault::Truncated);
     }
     Ok(())
@@ -91,7 +95,7 @@ impl<'a> Scan<'a> {
             ac: &frame.huffman[1][frame.tables[n][1]],
             steps: &frame.quantisation[n],
             blocks: frame.blocks(n),
-            // Beyond this no encoder goes, and decoders part ways.
+            // Of 16 bits, and so that the two ways to transform a flat block agree in 32.
             most: 32767.min(65535 / frame.quantisation[n][0].max(1) as u32),
         };
         let interval = if frame.restart == 0 { usize::MAX } else { frame.restart };
@@ -145,6 +149,7 @@ impl<'a> Scan<'a> {
                     let Component { dc, ac, blocks, .. } = self.components[n];
                     for _ in 0..blocks[0] * blocks[1] {
                         block::pass(&mut bits, dc, ac, &mut self.dc[n]).map_err(|fault| bits.blame(fault))?;
+                        self.check(n)?;
                     }
                 }
             }
@@ -179,22 +184,27 @@ impl<'a> Scan<'a> {
         let mut index = 0;
         for _ in 0..mcus {
             for n in 0..self.count {
-                let Component {
-                    dc, ac, blocks, most, ..
-                } = self.components[n];
+                let Component { dc, ac, blocks, .. } = self.components[n];
                 for _ in 0..blocks[0] * blocks[1] {
                     let room = self.batch[64 * index..].first_chunk_mut().expect("room for a batch");
                     let last = block::read(&mut bits, dc, ac, &mut self.dc[n], room);
                     let last = last.map_err(|fault| bits.blame(fault))?;
-                    if self.dc[n].unsigned_abs() > most {
-                        return Err(Fault::Unusual);
-                    }
+                    self.check(n)?;
                     self.last[index] = last as u8;
                     index += 1;
                 }
             }
         }
         self.bits = bits;
+        Ok(())
+    }
+
+    /// Holds component `n`'s DC value to what an encoder can mean; beyond, decoders part ways.
+    #[inline(always)]
+    fn check(&self, n: usize) -> Result<(), Fault> {
+        if self.dc[n].unsigned_abs() > self.components[n].most {
+            return Err(Fault::Unusual);
+        }
         Ok(())
     }
 

@@ -189,12 +189,12 @@ fn change() -> impl Strategy<Value = Change> {
     ]
 }
 
-/// 4000, or as many as `PROPTEST_CASES` says.
+/// 20,000, or as many as `PROPTEST_CASES` says.
 fn cases() -> u32 {
     std::env::var("PROPTEST_CASES")
         .ok()
         .and_then(|n| n.parse().ok())
-        .unwrap_or(4000)
+        .unwrap_or(20_000)
 }
 
 proptest! {
@@ -212,6 +212,24 @@ proptest! {
         // A claimed size of gigabytes is for the codec's limits.
         prop_assume!(size(&bytes).is_none_or(|[w, h]| w * h < 1 << 20));
         let _ = compare(&mut Decoder::default(), "mutated", &bytes, 3, &mut rng(parts));
+    }
+}
+
+/// What the fuzzer found (tools/fuzz): data too short for the image, which go wrong in another way before they end.
+#[test]
+#[cfg_attr(miri, ignore = "reads many files")]
+fn what_was_found_once_stays_right() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/jpeg_found");
+    for file in std::fs::read_dir(folder).unwrap() {
+        let path = file.unwrap().path();
+        let bytes = std::fs::read(&path).unwrap();
+        let _ = compare(
+            &mut Decoder::default(),
+            &path.display().to_string(),
+            &bytes,
+            300,
+            &mut rng(5),
+        );
     }
 }
 
