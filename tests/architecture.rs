@@ -22,7 +22,8 @@ fn sources(folder: &str) -> Vec<(String, String)> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
         let Ok(entries) = std::fs::read_dir(folder) else { return };
         for path in entries.map(|entry| entry.unwrap().path()) {
-            if path.is_dir() {
+            // What a build wrote is not ours: `tools/fuzz` may have a folder of its own for it.
+            if path.is_dir() && !path.ends_with("target") {
                 walk(&path, found);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 found.push(path);
