@@ -68,7 +68,8 @@ impl Reader {
                 if claims.is_empty() {
                     continue;
                 }
-                self.make_room(&plan)?;
+                // To the end of the loading: a window that is freed here may have what the next one shares with it.
+                let _shared = self.make_room(&plan)?;
                 match self.load(plan)? {
                     Ok(window) => self.writer.publish(window, claims.end),
                     Err(error) => {
@@ -84,9 +85,12 @@ impl Reader {
         Ok(())
     }
 
-    /// Waits until the window has a place and fits what is held, or nothing is held.
-    fn make_room(&mut self, plan: &WindowPlan) -> Result<(), Stopped> {
+    /// Waits until the window has a place and fits what is held, or nothing is held. Returns the row groups of the window that are
+    /// held already, so that they stay.
+    fn make_room(&mut self, plan: &WindowPlan) -> Result<Vec<Arc<RowGroup>>, Stopped> {
         self.gauges.turn(&self.gauges.reader, Doing::WaitingForRoom);
+        let shared = plan.groups.iter().filter_map(|group| self.held.get(&name(group)));
+        let shared = shared.filter_map(|(rows, _)| rows.upgrade()).collect();
         let (writer, held, budget) = (&mut self.writer, &mut self.held, self.budget);
         let room = self.board.reader_wait(|| {
             writer.retire().for_each(drop);
@@ -97,7 +101,7 @@ impl Reader {
             (writer.has_place() && (fits || writer.is_idle())).then_some(())
         });
         self.gauges.turn(&self.gauges.reader, Doing::Busy);
-        room
+        room.map(|()| shared)
     }
 
     fn load(&mut self, plan: WindowPlan) -> Result<Result<Window, FeedError>, Stopped> {
