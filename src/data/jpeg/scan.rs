@@ -46,6 +46,7 @@ pub fn read(
     if stream.left(scan.bits) * 8 + 7 < frame.least_bits(need.rows[1]) {
         for _ in need.rows[1]..frame.mcus()[1] {
             scan.pass(across)?;
+            scan.bits.left().ok_or(Fault::Truncated)?;
         }
         return Err(Fault::Truncated);
     }
@@ -149,7 +150,7 @@ impl<'a> Scan<'a> {
                     let Component { dc, ac, blocks, .. } = self.components[n];
                     for _ in 0..blocks[0] * blocks[1] {
                         block::pass(&mut bits, dc, ac, &mut self.dc[n]).map_err(|fault| bits.blame(fault))?;
-                        self.check(n)?;
+                        self.check(n, &bits)?;
                     }
                 }
             }
@@ -189,7 +190,7 @@ impl<'a> Scan<'a> {
                     let room = self.batch[64 * index..].first_chunk_mut().expect("room for a batch");
                     let last = block::read(&mut bits, dc, ac, &mut self.dc[n], room);
                     let last = last.map_err(|fault| bits.blame(fault))?;
-                    self.check(n)?;
+                    self.check(n, &bits)?;
                     self.last[index] = last as u8;
                     index += 1;
                 }
@@ -199,11 +200,11 @@ impl<'a> Scan<'a> {
         Ok(())
     }
 
-    /// Holds component `n`'s DC value to what an encoder can mean; beyond, decoders part ways.
+    /// Holds component `n`'s DC value, read up to `bits`, to what an encoder can mean; beyond, decoders part ways.
     #[inline(always)]
-    fn check(&self, n: usize) -> Result<(), Fault> {
+    fn check(&self, n: usize, bits: &Bits) -> Result<(), Fault> {
         if self.dc[n].unsigned_abs() > self.components[n].most {
-            return Err(Fault::Unusual);
+            return Err(bits.blame(Fault::Unusual));
         }
         Ok(())
     }
