@@ -14,7 +14,6 @@ mod orient;
 mod raster;
 
 use super::region::Region;
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -268,8 +267,8 @@ impl Decoder {
 
     /// As [`Decoder::decode`], but only what `choose` asks for need be decoded: `out.part` contains it, and may be larger.
     ///
-    /// `choose` gets the image's size, width first and after any orientation, once the header has passed its checks, and
-    /// before any pixel is decoded where the format tells the size in advance (JPEG, unless EXIF may turn it). It is called
+    /// `choose` gets the image's size, width first and after any orientation, once the header has passed its checks; of a JPEG
+    /// before any pixel is decoded. It is called
     /// once; not at all if the header fails. Pixels do not depend on it. Panics if the region does not lie in the image.
     pub fn decode_part(
         &mut self,
@@ -352,7 +351,8 @@ fn check_pixels(format: Format, width: u32, height: u32, options: &DecodeOptions
     Ok(())
 }
 
-/// Runs a decoder, and nothing of the caller's; a panic becomes an error. The buffers it leaves behind are plain bytes, so nothing can be left torn.
+/// Runs a decoder, and nothing of the caller's; a panic becomes an error. The buffers it leaves behind are plain bytes, so
+/// nothing can be left torn.
 fn guarded<T>(format: Format, run: impl FnOnce() -> Result<T, CodecError>) -> Result<T, CodecError> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         let reason = panic
@@ -365,4 +365,4 @@ fn guarded<T>(format: Format, run: impl FnOnce() -> Result<T, CodecError>) -> Re
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -14,7 +14,7 @@ fn fixture(name: &str) -> Vec<u8> {
 }
 
 /// Shared data, where this checkout has it.
-fn shared(name: &str) -> Option<Dataset> {
+pub fn shared(name: &str) -> Option<Dataset> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(name);
     if !path.is_dir() {
         eprintln!("skipped: no {}", path.display());

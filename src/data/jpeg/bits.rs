@@ -1,7 +1,7 @@
 //! The entropy-coded data of a scan as bits: stuffed zeros taken out once, restart segments apart, refilled without a branch.
 //!
 //! In: the bytes after a scan's header. Out: [`Stream`], and [`Bits`] over one of its segments. Invariant: a read past the end of a
-//! segment gives bits that do not belong to it, and [`Bits::overrun`] says so; nothing is decoded from padding unseen.
+//! segment gives bits that do not belong to it, and [`Bits::left`] says so; nothing is decoded from padding unseen.
 //! Reference for the refill: F. Giesen, "Reading bits in far too many ways", variant 4.
 
 use super::Fault;

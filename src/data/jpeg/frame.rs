@@ -180,10 +180,14 @@ impl Frame {
     /// Fewest bits that the MCUs below row `row` of them can have: a code for DC and one for the end in each block.
     pub fn least_bits(&self, row: usize) -> usize {
         let [across, down] = self.mcus();
-        let blocks: usize = (0..self.components)
+        2 * self.mcu_blocks() * across * (down - row)
+    }
+
+    /// Blocks in a MCU, of all components.
+    pub fn mcu_blocks(&self) -> usize {
+        (0..self.components)
             .map(|n| self.blocks(n)[0] * self.blocks(n)[1])
-            .sum();
-        2 * blocks * across * (down - row)
+            .sum()
     }
 
     /// MCUs in a row, and rows of them.

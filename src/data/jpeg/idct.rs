@@ -17,21 +17,22 @@ fn map(a: Row, f: impl Fn(i32) -> i32) -> Row {
 }
 
 #[inline(always)]
-fn add(a: Row, b: Row) -> Row {
+fn zip(a: Row, b: Row, f: impl Fn(i32, i32) -> i32) -> Row {
     let mut out = [0; 8];
     for i in 0..8 {
-        out[i] = a[i].wrapping_add(b[i]);
+        out[i] = f(a[i], b[i]);
     }
     out
 }
 
 #[inline(always)]
+fn add(a: Row, b: Row) -> Row {
+    zip(a, b, i32::wrapping_add)
+}
+
+#[inline(always)]
 fn sub(a: Row, b: Row) -> Row {
-    let mut out = [0; 8];
-    for i in 0..8 {
-        out[i] = a[i].wrapping_sub(b[i]);
-    }
-    out
+    zip(a, b, i32::wrapping_sub)
 }
 
 #[inline(always)]
@@ -41,7 +42,7 @@ fn times(a: Row, k: i32) -> Row {
 
 /// A one-dimensional transform of every lane; `bias` rounds, `SHIFT` scales back.
 #[inline(always)]
-pub fn pass<const SHIFT: u32>(r: [Row; 8], bias: i32) -> [Row; 8] {
+fn pass<const SHIFT: u32>(r: [Row; 8], bias: i32) -> [Row; 8] {
     // Even part.
     let p1 = times(add(r[2], r[6]), 2217);
     let (t2, t3) = (add(p1, times(r[6], -7567)), add(p1, times(r[2], 3135)));

@@ -154,30 +154,20 @@ impl Lanes {
             self.transpose_halves([r0, r1, r2, r3]),
             self.transpose_halves([r4, r5, r6, r7]),
         );
-        let [a, b, c, d] = self.low_halves(top, bottom);
-        let [e, f, g, h] = self.high_halves(top, bottom);
+        let [a, b, c, d] = self.halves::<0x20>(top, bottom);
+        let [e, f, g, h] = self.halves::<0x31>(top, bottom);
         [a, b, c, d, e, f, g, h]
     }
 
+    /// One half of each of `a` beside one of each of `b`: the lower ones with 0x20, the upper ones with 0x31.
     #[inline(always)]
-    fn low_halves(self, a: [__m256i; 4], b: [__m256i; 4]) -> [__m256i; 4] {
+    fn halves<const WHICH: i32>(self, a: [__m256i; 4], b: [__m256i; 4]) -> [__m256i; 4] {
         let avx2 = self.0.avx2;
         [
-            avx2._mm256_permute2x128_si256::<0x20>(a[0], b[0]),
-            avx2._mm256_permute2x128_si256::<0x20>(a[1], b[1]),
-            avx2._mm256_permute2x128_si256::<0x20>(a[2], b[2]),
-            avx2._mm256_permute2x128_si256::<0x20>(a[3], b[3]),
-        ]
-    }
-
-    #[inline(always)]
-    fn high_halves(self, a: [__m256i; 4], b: [__m256i; 4]) -> [__m256i; 4] {
-        let avx2 = self.0.avx2;
-        [
-            avx2._mm256_permute2x128_si256::<0x31>(a[0], b[0]),
-            avx2._mm256_permute2x128_si256::<0x31>(a[1], b[1]),
-            avx2._mm256_permute2x128_si256::<0x31>(a[2], b[2]),
-            avx2._mm256_permute2x128_si256::<0x31>(a[3], b[3]),
+            avx2._mm256_permute2x128_si256::<WHICH>(a[0], b[0]),
+            avx2._mm256_permute2x128_si256::<WHICH>(a[1], b[1]),
+            avx2._mm256_permute2x128_si256::<WHICH>(a[2], b[2]),
+            avx2._mm256_permute2x128_si256::<WHICH>(a[3], b[3]),
         ]
     }
 
@@ -229,6 +219,6 @@ pub fn corner(cpu: Avx2, coefficients: &[i16; 64], steps: &[i32; 64]) -> [[u8; 8
     let rows = lanes.short_pass::<10>(lanes.rows(coefficients, steps, 0), 512);
     let [r0, r1, r2, r3, r4, r5, r6, r7] = rows;
     // Columns 4 to 7 are zero: rows y and y + 4 fit into one register.
-    let both = lanes.low_halves([r0, r1, r2, r3], [r4, r5, r6, r7]);
+    let both = lanes.halves::<0x20>([r0, r1, r2, r3], [r4, r5, r6, r7]);
     lanes.samples(lanes.short_pass::<17>(lanes.transpose_halves(both), BIAS))
 }

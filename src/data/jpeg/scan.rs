@@ -80,7 +80,7 @@ struct Scan<'a> {
     dc: [i32; 3],
     /// Blocks in a MCU.
     blocks: usize,
-    /// Coefficients that are read and not transformed yet: so long that loads do not wait for the stores before them.
+    /// Coefficients that are read and not transformed yet.
     batch: [i16; 64 * BATCH + ROOM],
     last: [u8; BATCH],
 }
@@ -110,9 +110,7 @@ impl<'a> Scan<'a> {
             components: [component(0), component(1), component(2)],
             count: frame.components,
             dc: [0; 3],
-            blocks: (0..frame.components)
-                .map(|n| frame.blocks(n)[0] * frame.blocks(n)[1])
-                .sum(),
+            blocks: frame.mcu_blocks(),
             batch: [0; _],
             last: [0; _],
         }

@@ -6,6 +6,7 @@ mod kernels;
 
 use super::frame::Frame;
 use super::{Decoder, Fault};
+use crate::data::codec::tests::shared;
 use crate::data::rng::{Domain, Philox};
 use crate::data::simd::Lanes;
 use crate::data::{Columns, Dataset, Region, ShardId};
@@ -144,16 +145,6 @@ fn files(data: &Dataset) -> Vec<(String, Vec<u8>)> {
             (0..rows.len() as u32).map(file).collect::<Vec<_>>()
         })
         .collect()
-}
-
-/// Shared data, where this checkout has it.
-fn shared(name: &str) -> Option<Dataset> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(name);
-    if !path.is_dir() {
-        eprintln!("skipped: no {}", path.display());
-        return None;
-    }
-    Some(Dataset::open(&path, &Columns::default()).unwrap())
 }
 
 #[test]
