@@ -29,8 +29,9 @@ fn ten_steps_equal_the_cpus() {
     for (step, (cpu, gpu)) in cpu.iter().zip(&gpu).enumerate() {
         for key in ["loss", "invariance", "variance", "covariance", "embedding_std"] {
             let [c, g] = [cpu, gpu].map(|line| line[key].as_f64().unwrap());
-            // Rounding alone in the first step; AdamW then makes steps of the size of the rate from gradients of any size.
-            let tolerance = if step == 0 { 2e-5 } else { 2e-3 };
+            // Rounding: 8e-7 was the most under seven random choices of kernels. AdamW then makes steps of the size of the rate
+            // from gradients of any size, where gradients are nought but for rounding too; what they move has no influence.
+            let tolerance = if step == 0 { 2e-5 } else { 1e-4 };
             assert!(
                 (g / c - 1.0).abs() < tolerance,
                 "step {}: {key} {c} on the CPU, {g} on the GPU",

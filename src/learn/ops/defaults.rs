@@ -3,7 +3,7 @@
 //! They are the specification that the kernels are tested against; a GPU takes them as they are.
 
 use super::{ConvArgs, NormGrads, NormSaved, Normed, cast, primitive, tensor};
-use burn::tensor::{DType, Tensor, TensorMetadata, backend::Backend, ops::ConvOptions, ops::FloatTensor};
+use burn::tensor::{DType, Slice, Tensor, TensorMetadata, backend::Backend, ops::ConvOptions, ops::FloatTensor, s};
 
 fn options(args: ConvArgs) -> ConvOptions<2> {
     ConvOptions::new([args.stride; 2], [args.padding; 2], [1; 2], 1)
@@ -22,14 +22,54 @@ pub(super) fn conv<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, args: 
     channels_last::<B>(B::conv2d(channels_first::<B>(x), weight, None, options(args)))
 }
 
+/// burn-cubecl 0.21 has a transposed convolution (`conv_transpose2d_direct`) that sums over nothing where the kernel is
+/// smaller than the stride, and autotune takes it wherever it is fastest: the gradient behind a projection shortcut would be
+/// zero. Such kernels go tap by tap.
 pub(super) fn conv_input_grad<B: Backend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
     grad: FloatTensor<B>,
     args: ConvArgs,
 ) -> FloatTensor<B> {
+    let [.., kh, kw] = weight.shape().dims::<4>();
+    if kh.min(kw) < args.stride {
+        return primitive(conv_input_grad_by_taps::<B>(
+            x.shape().dims(),
+            tensor(weight),
+            tensor(grad),
+            args,
+        ));
+    }
     let [x, grad] = [x, grad].map(channels_first::<B>);
     channels_last::<B>(B::conv2d_x_backward(x, weight, grad, options(args)))
+}
+
+/// Each tap's share of the gradient `[N, H, W, C]` is a matrix product, added to every `stride`-th sample from the tap's place.
+fn conv_input_grad_by_taps<B: Backend>(
+    [n, h, w, c]: [usize; 4],
+    weight: Tensor<B, 4>,
+    grad: Tensor<B, 4>,
+    ConvArgs { stride, padding }: ConvArgs,
+) -> Tensor<B, 4> {
+    let ([_, rows, columns, cout], [.., kh, kw]) = (grad.dims(), weight.dims());
+    let reached = |tap, outputs| {
+        Slice::new(
+            tap as isize,
+            Some((tap + (outputs - 1) * stride + 1) as isize),
+            stride as isize,
+        )
+    };
+    let grad = grad.reshape([n * rows * columns, cout]);
+    let padded = [n, h + 2 * padding, w + 2 * padding, c];
+    let mut sum = Tensor::zeros(padded, (&grad.device(), grad.dtype()));
+    for (y, x) in (0..kh).flat_map(|y| (0..kw).map(move |x| (y, x))) {
+        let tap = weight.clone().slice(s![.., .., y, x]).reshape([cout, c]);
+        let share = grad.clone().matmul(tap).reshape([n, rows, columns, c]);
+        let at = s![.., reached(y, rows), reached(x, columns), ..];
+        let so_far = sum.clone().slice(at);
+        sum = sum.slice_assign(at, so_far + share);
+    }
+    sum.slice(s![.., padding..padding + h, padding..padding + w, ..])
 }
 
 pub(super) fn conv_weight_grad<B: Backend>(

@@ -90,9 +90,10 @@ fn write<R: CubeRuntime>(bytes: Bytes, device: &R::Device) -> CubeTensor<R> {
 mod tests {
     use super::*;
     use crate::learn::input::{Normalize, Uploaded};
-    use crate::learn::ops::primitive;
+    use crate::learn::ops::tests::{difference, hash};
+    use crate::learn::ops::{ConvArgs, primitive, tensor};
     use burn::backend::Flex;
-    use burn::tensor::Tensor;
+    use burn::tensor::{Tensor, TensorData};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -134,6 +135,49 @@ mod tests {
                 assert_eq!(device.view(view, BY).into_data(), host.view(view, BY).into_data());
             }
         }
+    }
+
+    /// Which kernel computes depends on what was fastest: whatever autotune may take has to be right.
+    #[test]
+    fn convolutions_and_their_gradients_equal_the_cpus() {
+        // (N, Cin, H, W, Cout, kernel, stride, padding): a residual network's, and a kernel between gaps.
+        let shapes = [
+            [4, 3, 15, 15, 8, 7, 2, 3],
+            [4, 8, 8, 8, 8, 3, 1, 1],
+            [4, 8, 9, 8, 16, 3, 2, 1],
+            [4, 8, 9, 8, 16, 1, 2, 0],
+            [4, 16, 8, 8, 8, 1, 1, 0],
+            [2, 3, 6, 7, 4, 3, 4, 1],
+        ];
+        for [n, cin, h, w, cout, kernel, stride, padding] in shapes {
+            let args = ConvArgs { stride, padding };
+            let [rows, columns] = [h, w].map(|side| args.output(side, kernel));
+            let given = [
+                ([n, h, w, cin], 1),
+                ([cout, cin, kernel, kernel], 2),
+                ([n, rows, columns, cout], 3),
+            ];
+            let given = given.map(|(shape, salt)| TensorData::new(hash(shape.iter().product(), salt), shape));
+            for (which, (gpu, cpu)) in all_three::<Gpu>(&given, args)
+                .iter()
+                .zip(all_three::<Flex>(&given, args))
+                .enumerate()
+            {
+                assert!(difference(gpu, &cpu) < 1e-5, "{which}: a kernel of {kernel}, {args:?}");
+            }
+        }
+    }
+
+    /// Output, input gradient and weight gradient of a convolution of `[x, weight, grad]`.
+    fn all_three<B: TrainOps>([x, weight, grad]: &[TensorData; 3], args: ConvArgs) -> [Vec<f32>; 3] {
+        let [x, weight, grad] =
+            [x, weight, grad].map(|data| primitive(Tensor::<B, 4>::from_data(data.clone(), &Default::default())));
+        [
+            B::conv(x.clone(), weight.clone(), args),
+            B::conv_input_grad(x.clone(), weight.clone(), grad.clone(), args),
+            B::conv_weight_grad(x, weight, grad, args),
+        ]
+        .map(|result| tensor::<B, 4>(result).into_data().to_vec().unwrap())
     }
 
     #[test]
