@@ -7,7 +7,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 use nalgebra::DMatrix;
 
-use super::ops::{LateRead, TrainAd, TrainOps, primitive};
+use super::ops::{LateRead, TrainAd, TrainOps, matmul, primitive};
 use super::optim::UpdateWatch;
 use super::vicreg::LossTerms;
 
@@ -151,10 +151,10 @@ impl Layout {
 }
 
 /// Z Z^T of the first embeddings, not centred, `[S, S]`: the squares of its eigenvalues' roots are Z's singular values.
-fn gram<B: Backend>(z: Tensor<B, 2>) -> Tensor<B, 2> {
+fn gram<B: TrainOps>(z: Tensor<B, 2>) -> Tensor<B, 2> {
     let sample = z.dims()[0].min(SAMPLE);
     let z = z.narrow(0, 0, sample); // [S, D]
-    z.clone().matmul(z.transpose())
+    matmul(z.clone(), z.transpose())
 }
 
 /// exp of the entropy of the singular values' shares, from the Gram matrix `[n, n]`. NaN stays NaN; no embedding but 0 has rank 0.
@@ -175,7 +175,7 @@ fn effective_rank(gram: &[f64], n: usize) -> f64 {
 }
 
 /// Mean of |correlation| over pairs of different dimensions, `[1]`. A dead dimension correlates with none.
-fn correlation<B: Backend>(z: Tensor<B, 2>) -> Tensor<B, 1> {
+fn correlation<B: TrainOps>(z: Tensor<B, 2>) -> Tensor<B, 1> {
     let [n, d] = z.dims();
     let dims = d.min(SAMPLE);
     let z = z.narrow(1, 0, dims); // [N, S]
@@ -187,7 +187,7 @@ fn correlation<B: Backend>(z: Tensor<B, 2>) -> Tensor<B, 1> {
         .sqrt()
         .clamp_min(f64::from(f32::MIN_POSITIVE));
     let unit = centred / norm; // [N, S], columns of length 1 or 0
-    let matrix = unit.clone().transpose().matmul(unit.clone()).abs(); // [S, S]
+    let matrix = matmul(unit.clone().transpose(), unit.clone()).abs(); // [S, S]
     let diagonal = unit.square().sum();
     debug_assert!(n > 0);
     (matrix.sum_dim(1).sum() - diagonal) / (dims * (dims - 1)).max(1) as f64

@@ -3,6 +3,8 @@
 //! In: a device, and one batch of a feed whose slots lie in the device's own memory. Out: a table of [`Finding`]s. The CPU backend
 //! is held to PyTorch by the tests; here a device is held to the CPU, on a small network and generated images.
 
+mod operations;
+
 use crate::feed::Batch;
 use crate::learn::backend::CpuAd;
 use crate::learn::expander::ExpanderOptions;
@@ -61,6 +63,7 @@ pub fn check<B: TrainAd>(device: &B::Device, batch: Batch, report: &mut dyn FnMu
         findings.push(finding);
     };
     add(uploads::<B>(device));
+    add(operations::operations::<B>(device));
     add(trajectory::<B>(device, "10 steps, AdamW", OptimizerKind::Adamw, 1e-3));
     add(trajectory::<B>(device, "10 steps, LARS", OptimizerKind::Lars, 0.3));
     add(peak_rate::<B>(device, Precision::F32));

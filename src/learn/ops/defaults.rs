@@ -2,7 +2,7 @@
 //!
 //! They are the specification that the kernels are tested against; a GPU takes them as they are.
 
-use super::{ConvArgs, NormGrads, NormSaved, Normed, cast, primitive, tensor};
+use super::{ConvArgs, NormGrads, NormSaved, Normed, TrainOps, cast, matmul, primitive, tensor};
 use burn::tensor::{DType, Slice, Tensor, TensorMetadata, backend::Backend, ops::ConvOptions, ops::FloatTensor, s};
 
 fn options(args: ConvArgs) -> ConvOptions<2> {
@@ -25,7 +25,7 @@ pub(super) fn conv<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, args: 
 /// burn-cubecl 0.21 has a transposed convolution (`conv_transpose2d_direct`) that sums over nothing where the kernel is
 /// smaller than the stride, and autotune takes it wherever it is fastest: the gradient behind a projection shortcut would be
 /// zero. Such kernels go tap by tap.
-pub(super) fn conv_input_grad<B: Backend>(
+pub(super) fn conv_input_grad<B: TrainOps>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
     grad: FloatTensor<B>,
@@ -45,7 +45,7 @@ pub(super) fn conv_input_grad<B: Backend>(
 }
 
 /// Each tap's share of the gradient `[N, H, W, C]` is a matrix product, added to every `stride`-th sample from the tap's place.
-fn conv_input_grad_by_taps<B: Backend>(
+fn conv_input_grad_by_taps<B: TrainOps>(
     [n, h, w, c]: [usize; 4],
     weight: Tensor<B, 4>,
     grad: Tensor<B, 4>,
@@ -64,7 +64,7 @@ fn conv_input_grad_by_taps<B: Backend>(
     let mut sum = Tensor::zeros(padded, (&grad.device(), grad.dtype()));
     for (y, x) in (0..kh).flat_map(|y| (0..kw).map(move |x| (y, x))) {
         let tap = weight.clone().slice(s![.., .., y, x]).reshape([cout, c]);
-        let share = grad.clone().matmul(tap).reshape([n, rows, columns, c]);
+        let share = matmul(grad.clone(), tap).reshape([n, rows, columns, c]);
         let at = s![.., reached(y, rows), reached(x, columns), ..];
         let so_far = sum.clone().slice(at);
         sum = sum.slice_assign(at, so_far + share);
@@ -102,8 +102,8 @@ pub(super) fn max_pool_grad<B: Backend>(
     channels_last::<B>(back.x_grad)
 }
 
-pub(super) fn dense<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>) -> FloatTensor<B> {
-    B::float_matmul(x, B::float_transpose(weight))
+pub(super) fn dense<B: TrainOps>(x: FloatTensor<B>, weight: FloatTensor<B>) -> FloatTensor<B> {
+    B::matmul(x, B::float_transpose(weight))
 }
 
 pub(super) fn average<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {

@@ -129,6 +129,11 @@ pub trait TrainOps: Backend {
         defaults::conv_weight_grad::<Self>(x, weight, grad, args)
     }
 
+    /// Matrix product of `[M, K]` and `[K, N]`.
+    fn matmul(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_matmul(lhs, rhs)
+    }
+
     /// A linear layer: `x weight^T`, rows `[N, in]` and a weight `[out, in]`, as in PyTorch, to `[N, out]`.
     fn dense(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         defaults::dense::<Self>(x, weight)
@@ -136,12 +141,12 @@ pub trait TrainOps: Backend {
 
     /// Gradient of a linear layer's input, `[N, in]`.
     fn dense_input_grad(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        Self::float_matmul(grad, weight)
+        Self::matmul(grad, weight)
     }
 
     /// Gradient of a linear layer's weight, `[out, in]`, laid out as the weight: the optimiser would pay for a transposed one.
     fn dense_weight_grad(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        Self::float_matmul(Self::float_transpose(grad), x)
+        Self::matmul(Self::float_transpose(grad), x)
     }
 
     /// Averages of maps `[N, H, W, C]`, `[N, C]`, taken in f32.
@@ -286,6 +291,11 @@ pub(crate) fn max_pool<B: TrainOps>(x: Tensor<B, 4>, kernel: usize, args: ConvAr
 /// [`TrainOps::dense`] on tensors.
 pub(crate) fn linear<B: TrainOps>(x: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B, 2> {
     tensor(B::dense(primitive(x), primitive(weight)))
+}
+
+/// [`TrainOps::matmul`] on tensors.
+pub(crate) fn matmul<B: TrainOps>(lhs: Tensor<B, 2>, rhs: Tensor<B, 2>) -> Tensor<B, 2> {
+    tensor(B::matmul(primitive(lhs), primitive(rhs)))
 }
 
 /// [`TrainOps::average`] on tensors.

@@ -43,7 +43,7 @@ fn floats<const D: usize>(tensor: Tensor<Flex, D>) -> Vec<f32> {
 }
 
 /// Largest difference, as a share of the largest value.
-pub(super) fn difference(a: &[f32], b: &[f32]) -> f32 {
+fn difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     let largest = b.iter().fold(1e-20f32, |m, v| m.max(v.abs()));
     a.iter().zip(b).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / largest

@@ -13,7 +13,7 @@
 //! subtracts loses digits where D is near N and the embeddings are whitened, hence the bound in [`Form::of`].
 
 use super::{EPS, GAMMA, LossKind, LossOptions, LossTerms};
-use crate::learn::ops::cast;
+use crate::learn::ops::{TrainOps, cast, matmul};
 use burn::tensor::{Tensor, activation::relu, backend::Backend};
 
 /// The terms of a batch and, where they were asked for, dL/dZ and dL/dZ', `[N, D]` each.
@@ -36,7 +36,7 @@ impl Form {
 }
 
 /// The loss of `z` and `z_prime`, `[N, D]` each; `gradients`: whether they are wanted.
-pub(in crate::learn) fn closed_form<B: Backend>(
+pub(in crate::learn) fn closed_form<B: TrainOps>(
     z: Tensor<B, 2>,
     z_prime: Tensor<B, 2>,
     options: &LossOptions,
@@ -47,7 +47,7 @@ pub(in crate::learn) fn closed_form<B: Backend>(
 }
 
 /// [`closed_form`] by the given matrix: the tests compare them.
-pub(super) fn with_form<B: Backend>(
+pub(super) fn with_form<B: TrainOps>(
     z: Tensor<B, 2>,
     z_prime: Tensor<B, 2>,
     options: &LossOptions,
@@ -90,7 +90,7 @@ struct Branch<B: Backend> {
     gradient: Option<Tensor<B, 2>>,
 }
 
-impl<B: Backend> Branch<B> {
+impl<B: TrainOps> Branch<B> {
     fn new(z: Tensor<B, 2>, options: &LossOptions, share: f64, gradient: bool, form: Form) -> Self {
         let [n, d] = z.dims();
         let (samples, dims) = ((n - 1) as f64, d as f64);
@@ -119,24 +119,24 @@ impl<B: Backend> Branch<B> {
 }
 
 /// c(Z), and Zc offdiag(C) `[N, D]` where it is wanted, by the covariance `[D, D]`.
-fn primal<B: Backend>(centred: &Tensor<B, 2>, gradient: bool) -> (Tensor<B, 1>, Option<Tensor<B, 2>>) {
+fn primal<B: TrainOps>(centred: &Tensor<B, 2>, gradient: bool) -> (Tensor<B, 1>, Option<Tensor<B, 2>>) {
     let [n, d] = centred.dims();
     let diagonal = cast(Tensor::<B, 2>::eye(d, &centred.device()), centred.dtype());
-    let cov = centred.clone().transpose().matmul(centred.clone()) / (n - 1) as f64; // [D, N] [N, D] -> [D, D]
+    let cov = matmul(centred.clone().transpose(), centred.clone()) / (n - 1) as f64; // [D, N] [N, D] -> [D, D]
     let off = cov * (-diagonal + 1.0);
-    let mixed = gradient.then(|| centred.clone().matmul(off.clone())); // [N, D] [D, D]
+    let mixed = gradient.then(|| matmul(centred.clone(), off.clone())); // [N, D] [D, D]
     (total(off.square()) / d as f64, mixed)
 }
 
 /// The same by the Gram matrix `[N, N]`: ||Zc^T Zc||_F = ||Zc Zc^T||_F, and the diagonal of C is Var.
-fn dual<B: Backend>(
+fn dual<B: TrainOps>(
     centred: &Tensor<B, 2>,
     var: &Tensor<B, 2>,
     gradient: bool,
 ) -> (Tensor<B, 1>, Option<Tensor<B, 2>>) {
     let [n, d] = centred.dims();
-    let gram = centred.clone().matmul(centred.clone().transpose()) / (n - 1) as f64; // [N, D] [D, N] -> [N, N]
-    let mixed = gradient.then(|| gram.clone().matmul(centred.clone()) - centred.clone() * var.clone());
+    let gram = matmul(centred.clone(), centred.clone().transpose()) / (n - 1) as f64; // [N, D] [D, N] -> [N, N]
+    let mixed = gradient.then(|| matmul(gram.clone(), centred.clone()) - centred.clone() * var.clone());
     let off = total(gram.square()) - total(var.clone().square());
     (off / d as f64, mixed)
 }
