@@ -202,7 +202,7 @@ fn a_device_is_held_to_the_cpu() {
     let world = World::new();
     let report: Value = serde_json::from_str(&world.ok(&["bench", "device", "tiny.toml", "--json"])).unwrap();
     let checks = report["checks"].as_array().unwrap();
-    // Uploads, two trajectories, bf16's drift, two peak rates; nothing is copied to a CPU.
-    assert_eq!((report["device"].as_str(), checks.len()), (Some("cpu"), 6), "{report}");
+    // Uploads, operations, two trajectories, bf16's drift, two peak rates; nothing is copied to a CPU.
+    assert_eq!((report["device"].as_str(), checks.len()), (Some("cpu"), 7), "{report}");
     assert!(checks.iter().all(|check| check["passed"] == true), "{report}");
 }
