@@ -3,6 +3,7 @@
 
 mod damage;
 mod kernels;
+mod oracle;
 
 use super::frame::Frame;
 use super::{Decoder, Fault};
@@ -11,47 +12,8 @@ use crate::data::rng::{Domain, Philox};
 use crate::data::simd::Lanes;
 use crate::data::{Columns, Dataset, Region, ShardId};
 use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use oracle::oracle;
 use std::path::Path;
-use zune_core::bytestream::ZCursor;
-use zune_core::colorspace::ColorSpace;
-use zune_core::options::DecoderOptions;
-
-/// A whole image, 4 bytes a pixel.
-struct Image {
-    width: u32,
-    height: u32,
-    pixels: Vec<u8>,
-}
-
-impl Image {
-    fn part(&self, part: Region) -> Vec<u8> {
-        let rows = self.pixels.chunks_exact(self.width as usize * 4);
-        let rows = rows.skip(part.top as usize).take(part.height as usize);
-        rows.flat_map(|row| &row[part.left as usize * 4..part.right() as usize * 4])
-            .copied()
-            .collect()
-    }
-}
-
-/// zune-jpeg's pixels; none where it fails or, on an absurd file, panics.
-fn oracle(bytes: &[u8], strict: bool) -> Option<Image> {
-    let options = DecoderOptions::default()
-        .set_strict_mode(strict)
-        .jpeg_set_out_colorspace(ColorSpace::RGBA);
-    catch_unwind(AssertUnwindSafe(|| {
-        let mut decoder = zune_jpeg::JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-        let pixels = decoder.decode().ok()?;
-        let (width, height) = decoder.dimensions()?;
-        Some(Image {
-            width: width as u32,
-            height: height as u32,
-            pixels,
-        })
-    }))
-    .ok()
-    .flatten()
-}
 
 /// A region of an image: any, or at one of its edges.
 fn region(width: u32, height: u32, rng: &mut Philox) -> Region {

@@ -17,6 +17,7 @@ use pulp::Arch;
 
 type Ad = Autodiff<Flex>;
 
+use crate::learn::weights::probe::difference;
 /// The values of tools/fixtures/resnet.py.
 pub(crate) use crate::learn::weights::probe::hashed as hash;
 
@@ -40,13 +41,6 @@ fn channels_first(map: FloatTensor<Flex>) -> Vec<f32> {
 
 fn floats<const D: usize>(tensor: Tensor<Flex, D>) -> Vec<f32> {
     tensor.into_data().to_vec().unwrap()
-}
-
-/// Largest difference, as a share of the largest value.
-fn difference(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len());
-    let largest = b.iter().fold(1e-20f32, |m, v| m.max(v.abs()));
-    a.iter().zip(b).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / largest
 }
 
 /// (N, Cin, H, W, Cout, Kh, Kw, stride, padding): strides 1-3, paddings 0-3, odd sizes, kernels that are not square,

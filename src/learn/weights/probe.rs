@@ -87,3 +87,32 @@ pub(crate) fn hashed(count: usize, salt: u32) -> Vec<f32> {
     };
     (0..count).map(one).collect()
 }
+
+/// Largest difference, as a share of the largest value; not a number where one is, or where the shapes differ.
+pub(crate) fn difference(a: &[f32], b: &[f32]) -> f32 {
+    if a.len() != b.len() {
+        return f32::NAN;
+    }
+    let most = |values: &mut dyn Iterator<Item = f32>| {
+        values.fold(
+            0.0,
+            |most: f32, value| if most.is_nan() || value <= most { most } else { value },
+        )
+    };
+    let largest = most(&mut b.iter().map(|b| b.abs()));
+    most(&mut a.iter().zip(b).map(|(a, b)| (a - b).abs())) / largest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_is_seen_where_there_is_one() {
+        assert_eq!(difference(&[1.0, -2.0], &[1.0, -2.0]), 0.0);
+        assert_eq!(difference(&[0.0, 0.0], &[1.0, -2.0]), 1.0);
+        assert!(difference(&[f32::NAN, -2.0], &[1.0, -2.0]).is_nan());
+        assert!(difference(&[1.0], &[1.0, 1.0]).is_nan());
+        assert!(difference(&[0.0], &[0.0]).is_nan(), "a result of nothing shows nothing");
+    }
+}

@@ -8,19 +8,19 @@
 #![no_main]
 
 mod definition;
+#[path = "../../../src/data/jpeg/tests/oracle.rs"]
+mod oracle;
 
 use definition::{Scan, Verdict};
 use libfuzzer_sys::fuzz_target;
+use oracle::{Image, cut, oracle};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
-use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
+use std::panic::PanicHookInfo;
 use std::sync::Mutex;
 use vicreg_stream::data::codec::{self, DecodeOptions, Policy};
 use vicreg_stream::data::jpeg::{self, Fault};
 use vicreg_stream::data::{Region, Rgbx8};
-use zune_core::bytestream::ZCursor;
-use zune_core::colorspace::ColorSpace;
-use zune_core::options::DecoderOptions;
 
 /// Most pixels of an image that is decoded as a whole: what a fuzzer finds shows in small ones.
 const PIXELS: u64 = 1 << 18;
@@ -70,13 +70,6 @@ impl Question {
             ..DecodeOptions::default()
         }
     }
-}
-
-/// An image or a part of one, 4 bytes a pixel.
-struct Image {
-    width: u32,
-    height: u32,
-    pixels: Vec<u8>,
 }
 
 thread_local! {
@@ -162,7 +155,7 @@ impl State {
         }
         if let Some(image) = image {
             assert_eq!([width, height], [image.width, image.height]);
-            assert!(cut(&image.pixels, width, region) == self.out, "{region:?} differs");
+            assert!(image.part(region) == self.out, "{region:?} differs");
         }
         own
     }
@@ -195,36 +188,6 @@ impl State {
             assert!(self.part.pixels == expected, "{region:?} of the codec differs");
         }
     }
-}
-
-/// A part of an image's pixels.
-fn cut(pixels: &[u8], width: u32, part: Region) -> Vec<u8> {
-    let rows = pixels.chunks_exact(width as usize * 4);
-    let rows = rows.skip(part.top as usize).take(part.height as usize);
-    let rows: Vec<_> = rows
-        .map(|row| &row[part.left as usize * 4..part.right() as usize * 4])
-        .collect();
-    rows.concat()
-}
-
-/// zune-jpeg's pixels; none where it fails or panics.
-fn oracle(file: &[u8], strict: bool) -> Option<Image> {
-    let options = DecoderOptions::default()
-        .set_strict_mode(strict)
-        .set_max_width(usize::from(u16::MAX))
-        .set_max_height(usize::from(u16::MAX))
-        .jpeg_set_out_colorspace(ColorSpace::RGBA);
-    let decode = || {
-        let mut decoder = zune_jpeg::JpegDecoder::new_with_options(ZCursor::new(file), options);
-        let pixels = decoder.decode().ok()?;
-        let (width, height) = decoder.dimensions()?;
-        Some(Image {
-            width: width as u32,
-            height: height as u32,
-            pixels,
-        })
-    };
-    catch_unwind(AssertUnwindSafe(decode)).ok().flatten()
 }
 
 /// Lets the oracle's panics through to whoever catches them, and names each place once; any other ends the run.
